@@ -1,0 +1,101 @@
+"""Every field of a run, with the published training recipe as values (SPEC section 5).
+
+Files for a machine or a purpose override it. Any field can be set on the command line:
+`--config.train.steps=10`. The part after a colon picks the model: `configs/default.py:klein-4b`.
+"""
+
+import ml_collections
+
+
+def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
+    """Returns the defaults for one model preset (`cotir_jax/models/presets.py`)."""
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    # Weights to start from: "package" (those that ship with the package), "scratch", or the path of
+    # a model folder.
+    config.init = "scratch"
+
+    config.model = ml_collections.ConfigDict()
+    config.model.name = model
+    # Fields of the preset to replace, for example config.model.overrides.remat = "dots".
+    config.model.overrides = ml_collections.ConfigDict()
+
+    # Devices along each axis; -1 takes what is left.
+    config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    # Logical axis of a weight -> mesh axis.
+    config.sharding_rules = (("embed", "fsdp"), ("mlp", "tensor"), ("layers", None))
+
+    data = config.data = ml_collections.ConfigDict()
+    # A CoTIR-Bench folder. Empty: build one from `bench` in the workdir first.
+    data.dir = ""
+    # Probability of a sample's vague prompt, from a step on.
+    data.vague = ((0, 0.2), (10_000, 0.3), (20_000, 0.4), (30_000, 0.5), (40_000, 0.6))
+    # Worker processes that decode; 0 decodes in threads of this process.
+    data.workers = 8
+    data.threads = 8
+    # Samples of each degradation that are kept from training and used to choose the best
+    # checkpoint. The test split is never looked at while training.
+    data.validation = 1
+    # Texts whose embeddings are kept in memory.
+    data.cached_texts = 65_536
+
+    bench = config.bench = ml_collections.ConfigDict()
+    # Folder of clean photos; empty: the photographs inside scikit-image.
+    bench.photos = ""
+    # Folder of photos for the test split; empty: some of `photos`.
+    bench.test_photos = ""
+    bench.samples_per_degradation = 1000
+    bench.test_per_degradation = 10
+    bench.size = 512
+    bench.composites = True
+    bench.seed = 0
+    bench.workers = 0  # 0: all cores
+
+    train = config.train = ml_collections.ConfigDict()
+    # What trains: "lora_and_adapter" (published models) or "all" (a model without a base).
+    train.trainable = "lora_and_adapter"
+    # Steps of the whole run, and its cosine.
+    train.steps = 120_001
+    # (last step, patch size in pixels, global batch size), one stage after the other.
+    train.stages = ((20_000, 128, 96), (40_000, 256, 80), (60_000, 384, 48), (120_001, 512, 32))
+    train.learning_rate = 5e-4
+    train.warmup_steps = 2000
+    train.learning_rate_floor = 5e-5
+    train.weight_decay = 0.01
+    train.b1 = 0.9
+    train.b2 = 0.999
+    train.clip_norm = 1.0
+    # Micro-batches per step: memory of a part, gradient of the whole.
+    train.accumulate = 1
+    # Decay of an average of the weights that validation and the result use; 0: none.
+    train.ema_decay = 0.0
+    # t = sigmoid(mean + std * N(0, 1)); a share of samples at t = 1 for one-step sampling.
+    train.timestep_mean = 0.0
+    train.timestep_std = 1.0
+    train.full_noise = 0.0
+    train.guidance = 4.0
+
+    constraints = config.constraints = ml_collections.ConfigDict()
+    # delta of scene, degradation, plan.
+    constraints.tolerances = (1e-4, 1e-4, 1e-4)
+    constraints.learning_rate = 1e-4
+    # A multiplier for each degradation instead of one for all.
+    constraints.per_degradation = False
+    # Leave padding tokens out of the constraint losses.
+    constraints.mask_padding = False
+
+    log = config.log = ml_collections.ConfigDict()
+    log.every = 100
+    log.validate_every = 2000
+    log.pictures = 8
+
+    checkpoint = config.checkpoint = ml_collections.ConfigDict()
+    checkpoint.every = 2000
+    checkpoint.keep = 3
+
+    evaluate = config.evaluate = ml_collections.ConfigDict()
+    # Restore the test split at the end and score it.
+    evaluate.enabled = False
+    # "precise" or "vague" prompts of the test split.
+    evaluate.prompts = "precise"
+    return config

@@ -1,0 +1,36 @@
+"""Nano on a laptop, offline: build a benchmark, train, evaluate.
+
+    python -m cotir_jax.main --config=configs/nano.py --workdir=/tmp/nano
+
+Two CPU cores, from the packaged starting weights: see README for time and figures. From nothing:
+`--config.init=scratch`.
+"""
+
+from configs import default
+
+
+def get_config(model: str = "nano"):
+    """Returns the laptop's config."""
+    config = default.get_config(model)
+    config.init = "package"
+    config.bench.samples_per_degradation = 40
+    config.bench.test_per_degradation = 3
+    config.bench.size = 160
+    config.data.vague = ((0, 0.3),)
+    config.data.workers = 0
+    config.data.threads = 2
+    config.data.cached_texts = 8192
+    config.train.trainable = "all"
+    config.train.steps = 160
+    config.train.stages = ((160, 96, 16),)
+    config.train.learning_rate = 1e-4
+    config.train.warmup_steps = 20
+    config.train.learning_rate_floor = 1e-6
+    config.train.ema_decay = 0.99
+    config.train.full_noise = 0.7
+    config.constraints.learning_rate = 1e-3
+    config.log.every = 10
+    config.log.validate_every = 80
+    config.checkpoint.every = 80
+    config.evaluate.enabled = True
+    return config

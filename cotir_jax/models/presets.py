@@ -1,0 +1,212 @@
+"""Model sizes, from the laptop's nano to the published models (SPEC section 2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CoTIRConfig:
+    """Everything that fixes the shape and the numerics of one CoTIR model.
+
+    Attributes:
+      name: preset name, stored in model folders.
+      hidden_size, num_heads: width of every block; `head_dim = hidden_size / num_heads`.
+      num_double_blocks, num_single_blocks: depth of the two halves of the transformer.
+      axes_dim: rotary channels per position axis (t, y, x, l); they add up to `head_dim`.
+      theta: base of the rotary frequencies.
+      mlp_ratio: MLP width over hidden size in the transformer (SwiGLU doubles its input side).
+      in_channels: channels of one image token, after the autoencoder.
+      text_channels: width of the text embeddings, and of the three thoughts.
+      text_tokens: length that prompts and thoughts are padded or cut to.
+      guidance_embed: whether a guidance value is embedded beside the timestep.
+      adapter_depth, adapter_mlp_ratio: the CoT adapter's blocks.
+      lora_rank, lora_scale: rank 0 builds no LoRA parameters.
+      position_dtype: precision of position ids, rotary frequencies and angles. The released
+        weights were trained with "bfloat16", which loses text positions above 256; new training
+        uses "float32".
+      prediction: what the transformer's output means. "velocity" is the published reading.
+        "correction" reads it as a correction to the degraded picture's latents, which makes the
+        identity the starting point (`Flux2.predict`).
+      autoencoder: "patch" (exact, nothing learned) or "flux2" (the published one).
+      patch: pixels of a side of one image token.
+      text_encoder: "minilm" or "qwen3".
+      num_steps: sampling steps that the model is used with by default.
+      tile: side in pixels of the overlapping tiles that pictures are restored in; 0 takes the whole
+        picture at once. Small models see best at the size that they were trained on.
+      base_dtype: dtype in which weights that do not train are held.
+      dtype: dtype of matrix products and activations.
+      remat: what the backward pass keeps of a block: "none" keeps everything, "dots" keeps matrix
+        products, "full" recomputes all.
+    """
+
+    name: str
+    hidden_size: int
+    num_heads: int
+    num_double_blocks: int
+    num_single_blocks: int
+    axes_dim: tuple[int, ...]
+    text_channels: int
+    theta: float = 2000.0
+    mlp_ratio: float = 3.0
+    in_channels: int = 128
+    text_tokens: int = 512
+    guidance_embed: bool = False
+    adapter_depth: int = 6
+    adapter_mlp_ratio: float = 4.0
+    lora_rank: int = 96
+    lora_scale: float = 1.0
+    position_dtype: str = "bfloat16"
+    prediction: str = "velocity"
+    autoencoder: str = "flux2"
+    patch: int = 16
+    text_encoder: str = "qwen3"
+    num_steps: int = 5
+    tile: int = 0
+    base_dtype: str = "bfloat16"
+    dtype: str = "bfloat16"
+    remat: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}"
+            )
+        if sum(self.axes_dim) != self.head_dim or any(dim % 2 for dim in self.axes_dim):
+            raise ValueError(
+                f"axes_dim {self.axes_dim} must be even numbers that add up to the head size "
+                f"{self.head_dim} = {self.hidden_size} / {self.num_heads}"
+            )
+        if self.num_double_blocks < 1 or self.num_single_blocks < 2 or self.adapter_depth < 1:
+            raise ValueError(
+                f"{self.name}: needs at least 1 double block, 2 single blocks and adapter depth 1, "
+                f"got {self.num_double_blocks}, {self.num_single_blocks}, {self.adapter_depth}"
+            )
+        for field, accepted in _CHOICES.items():
+            if getattr(self, field) not in accepted:
+                raise ValueError(f"{field}={getattr(self, field)!r}: accepted are {accepted}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+_CHOICES = {
+    "position_dtype": ("bfloat16", "float32"),
+    "prediction": ("velocity", "correction"),
+    "autoencoder": ("patch", "flux2"),
+    "text_encoder": ("minilm", "qwen3"),
+    "base_dtype": ("bfloat16", "float32"),
+    "dtype": ("bfloat16", "float32"),
+    "remat": ("none", "dots", "full"),
+}
+
+PRESETS: dict[str, CoTIRConfig] = {
+    # Trains from nothing on two CPU cores: all weights, float32, 8x8-pixel tokens.
+    "nano": CoTIRConfig(
+        name="nano",
+        hidden_size=192,
+        num_heads=6,
+        num_double_blocks=1,
+        num_single_blocks=3,
+        axes_dim=(4, 12, 12, 4),
+        theta=100.0,
+        in_channels=192,
+        text_channels=384,
+        text_tokens=48,
+        adapter_depth=1,
+        lora_rank=0,
+        position_dtype="float32",
+        prediction="correction",
+        autoencoder="patch",
+        patch=8,
+        text_encoder="minilm",
+        num_steps=1,
+        tile=128,
+        base_dtype="float32",
+        dtype="float32",
+        remat="none",
+    ),
+    # FLUX.2-klein-4B: black-forest-labs/FLUX.2-klein-4B; sizes as in CoTIR-4B's release.
+    "klein-4b": CoTIRConfig(
+        name="klein-4b",
+        hidden_size=3072,
+        num_heads=24,
+        num_double_blocks=5,
+        num_single_blocks=20,
+        axes_dim=(32, 32, 32, 32),
+        text_channels=7680,
+    ),
+    # FLUX.2-klein-9B: black-forest-labs/FLUX.2-klein-9B; sizes as in CoTIR-9B's release.
+    "klein-9b": CoTIRConfig(
+        name="klein-9b",
+        hidden_size=4096,
+        num_heads=32,
+        num_double_blocks=8,
+        num_single_blocks=24,
+        axes_dim=(32, 32, 32, 32),
+        text_channels=12288,
+    ),
+}
+
+
+def preset(name: str, **overrides: Any) -> CoTIRConfig:
+    """Returns the preset `name` with some fields replaced.
+
+    Raises:
+      ValueError: for an unknown preset or field.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown model {name!r}: known are {sorted(PRESETS)}")
+    return _replace(PRESETS[name], overrides)
+
+
+def from_dict(fields: Mapping[str, Any]) -> CoTIRConfig:
+    """Rebuilds a config from the JSON beside a checkpoint (`dataclasses.asdict`)."""
+    known = {field.name for field in dataclasses.fields(CoTIRConfig)}
+    if set(fields) - known:
+        raise ValueError(f"unknown model fields {sorted(set(fields) - known)}")
+    return CoTIRConfig(**{**fields, "axes_dim": tuple(fields["axes_dim"])})
+
+
+def from_release(sizes: Mapping[str, Any], text_tokens: int) -> CoTIRConfig:
+    """Reads the sizes of a FLUX.2-family model as the release's `config.json` writes them.
+
+    Args:
+      sizes: `{"backbone": {...}, "cot_adapter": {...}, "lora": {...}}`.
+      text_tokens: length of its text sequences.
+    """
+    backbone, adapter, lora = sizes["backbone"], sizes["cot_adapter"], sizes["lora"]
+    return CoTIRConfig(
+        name="release",
+        hidden_size=backbone["hidden_size"],
+        num_heads=backbone["num_heads"],
+        num_double_blocks=backbone["depth"],
+        num_single_blocks=backbone["depth_single_blocks"],
+        axes_dim=tuple(backbone["axes_dim"]),
+        theta=backbone["theta"],
+        mlp_ratio=backbone["mlp_ratio"],
+        in_channels=backbone["in_channels"],
+        text_channels=backbone["context_in_dim"],
+        text_tokens=text_tokens,
+        guidance_embed=backbone["use_guidance_embed"],
+        adapter_depth=adapter["depth"],
+        adapter_mlp_ratio=adapter["mlp_ratio"],
+        lora_rank=lora["rank"],
+        lora_scale=lora["scale"],
+        position_dtype="float32",
+        base_dtype="float32",
+        dtype="float32",
+        remat="none",
+    )
+
+
+def _replace(config: CoTIRConfig, overrides: Mapping[str, Any]) -> CoTIRConfig:
+    known = {field.name for field in dataclasses.fields(CoTIRConfig)}
+    if set(overrides) - known:
+        raise ValueError(
+            f"unknown model fields {sorted(set(overrides) - known)}: known are {sorted(known)}"
+        )
+    return dataclasses.replace(config, **overrides)

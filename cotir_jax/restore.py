@@ -1,0 +1,251 @@
+"""Restoring pictures: one jitted program on overlapping tiles of one size."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cotir_jax import partitioning
+from cotir_jax.checkpoints import model_folder
+from cotir_jax.models import pipeline
+from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.text.encode import TextEncoder
+from cotir_jax.pictures import list_pictures, load_picture, save_picture, side_by_side
+
+DEFAULT_PROMPT = "Please restore this degraded photo."
+
+# Tiles per call of the program: fewer are padded to this, so one program serves every picture.
+TILE_BATCH = 4
+
+
+class Restorer:
+    """A model that restores pictures.
+
+    Args:
+      model: the transformer.
+      mesh: devices that it lies on.
+    """
+
+    def __init__(self, model: Flux2, mesh: Mesh):
+        if model.config.text_encoder != "minilm":
+            raise ValueError(
+                f"{model.config.name} needs the {model.config.text_encoder} text encoder, which this "
+                "version does not have; use the nano model"
+            )
+        self.config = model.config
+        self.mesh = mesh
+        self.text = TextEncoder(model.config.text_tokens)
+        graphdef, self.weights = nnx.split(model)
+
+        def run(weights, pictures, text_embeddings, key, num_steps):
+            return pipeline.restore_pictures(
+                nnx.merge(graphdef, weights), pictures, text_embeddings, key, num_steps
+            )
+
+        self.program = jax.jit(run, static_argnames="num_steps")
+
+    @classmethod
+    def load(cls, folder: str | Path = "nano", mesh: Mesh | None = None) -> Restorer:
+        """Loads a model folder; a bare name that is no folder means one shipped with the package.
+
+        Raises:
+          ValueError: when there is no such model, or it is damaged.
+        """
+        path = Path(folder)
+        if not path.exists() and path.name == str(folder):
+            path = model_folder.PACKAGED / path.name
+        mesh = mesh or partitioning.make_mesh({"data": -1})
+        return cls(model_folder.load_model(path, mesh, rules=()), mesh)
+
+    def __call__(
+        self,
+        picture: np.ndarray,
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        num_steps: int | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+    ) -> np.ndarray:
+        """Restores one picture at its own size.
+
+        Args:
+          picture: uint8 `[height, width, 3]`.
+          prompt: what is wrong with it, in words.
+          num_steps: sampling steps; the model's own number by default.
+          seed: of the starting noise.
+          tile: side of the tiles in pixels, a multiple of the patch; 0 for the whole picture.
+
+        Returns:
+          uint8 `[height, width, 3]`.
+
+        Raises:
+          ValueError: for another shape or dtype, or an impossible tile.
+        """
+        if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
+            raise ValueError(
+                f"picture {picture.shape} {picture.dtype}: expected uint8 [height, width, 3]"
+            )
+        tile = self.config.tile if tile is None else tile
+        if tile < 0 or tile % self.config.patch:
+            raise ValueError(f"tile={tile}: must be 0 or a multiple of {self.config.patch}")
+        height, width = picture.shape[:2]
+        shape = (tile, tile) if tile else tuple(_up(side, self.config.patch) for side in (height, width))
+        padded = _pad(picture, shape)
+        tiles, corners = _cut(padded, shape)
+        restored = self._run(tiles, prompt, num_steps or self.config.num_steps, seed)
+        return _blend(restored, corners, padded.shape)[:height, :width]
+
+    def _run(self, tiles: np.ndarray, prompt: str, num_steps: int, seed: int) -> np.ndarray:
+        ids, mask = self.text.tokenize([prompt])
+        embedding = np.repeat(self.text(ids, mask), TILE_BATCH, axis=0)
+        key = jax.random.key(seed)
+        results = []
+        with jax.set_mesh(self.mesh):
+            for start in range(0, len(tiles), TILE_BATCH):
+                part = tiles[start : start + TILE_BATCH]
+                missing = TILE_BATCH - len(part)
+                full = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
+                out = self.program(self.weights, full, embedding, key, num_steps=num_steps)
+                results.append(np.asarray(out)[: len(part)])
+        return np.concatenate(results)
+
+
+def restore_path(
+    restorer: Restorer,
+    source: Path,
+    out: Path,
+    prompt: str = DEFAULT_PROMPT,
+    *,
+    num_steps: int | None = None,
+    seed: int = 0,
+    tile: int | None = None,
+    compare: bool = False,
+) -> Iterator[str]:
+    """Restores a picture or a folder of pictures.
+
+    Args:
+      source: picture file or folder.
+      out: file for a file (or a folder that exists), folder for a folder.
+      compare: write degraded and restored side by side instead of the restored picture.
+
+    Yields:
+      A line per picture.
+
+    Raises:
+      ValueError: for an unreadable single picture, or after the last one of a folder when some
+        could not be read.
+    """
+    source, out = Path(source), Path(out)
+    single = source.is_file()
+    failed = []
+    paths = [source] if single else list_pictures(source)
+    for path in paths:
+        target = out if single and not out.is_dir() else out / f"{path.stem}.png"
+        try:
+            picture = load_picture(path)
+        except ValueError as error:
+            if single:
+                raise
+            failed.append(path.name)
+            yield f"skipped {error}"
+            continue
+        restored = restorer(picture, prompt, num_steps=num_steps, seed=seed, tile=tile)
+        save_picture(side_by_side([picture, restored]) if compare else restored, target)
+        yield f"{path.name} {picture.shape[1]}x{picture.shape[0]} -> {target}"
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(paths)} pictures could not be read: {failed[:5]}")
+
+
+def restore_test_split(
+    restorer: Restorer, test: Path, out: Path, prompts: str, num_steps: int | None = None
+) -> Iterator[str]:
+    """Restores a benchmark's test split (`test.jsonl`) into `out/<prompts>/`.
+
+    Args:
+      test: folder with `test.jsonl` and `lq/`.
+      out: results folder.
+      prompts: "vague" or "precise".
+
+    Yields:
+      A line per picture.
+
+    Raises:
+      ValueError: for a missing or damaged split.
+    """
+    fields = {"vague": "gen_prompt", "precise": "spe_prompt"}
+    if prompts not in fields:
+        raise ValueError(f"prompts={prompts!r}: accepted are {sorted(fields)}")
+    listing = Path(test) / "test.jsonl"
+    if not listing.is_file():
+        raise ValueError(f"{listing}: no such file; build one with cotir bench build")
+    for line in listing.read_text().splitlines():
+        sample = json.loads(line)
+        path = _lq_path(Path(test), sample["lq_path"])
+        target = Path(out) / prompts / f"{path.stem}.png"
+        save_picture(
+            restorer(load_picture(path), sample[fields[prompts]], num_steps=num_steps), target
+        )
+        yield f"{sample['id']} {sample['deg_type']}"
+
+
+def _lq_path(test: Path, listed: str) -> Path:
+    """`lq_path` is relative to the split or to the benchmark's root."""
+    for base in (test, test.parent):
+        if (base / listed).is_file():
+            return base / listed
+    raise ValueError(f"{test / listed}: listed in test.jsonl but not there")
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def _pad(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Mirrors the lower and right edges until at least `shape`; nothing is resized."""
+    grow = [max(0, size - side) for side, size in zip(picture.shape[:2], shape, strict=True)]
+    return np.pad(picture, ((0, grow[0]), (0, grow[1]), (0, 0)), mode="symmetric")
+
+
+def _starts(side: int, tile: int) -> list[int]:
+    """Tile starts that overlap by at least a quarter and end at the edge."""
+    if side <= tile:
+        return [0]
+    count = 1 + -(-(side - tile) // (tile - tile // 4))
+    return [round(index * (side - tile) / (count - 1)) for index in range(count)]
+
+
+def _cut(
+    picture: np.ndarray, shape: tuple[int, int]
+) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    height, width = shape
+    corners = [
+        (top, left)
+        for top in _starts(picture.shape[0], height)
+        for left in _starts(picture.shape[1], width)
+    ]
+    tiles = [picture[top : top + height, left : left + width] for top, left in corners]
+    return np.stack(tiles), corners
+
+
+def _blend(
+    tiles: np.ndarray, corners: list[tuple[int, int]], shape: tuple[int, ...]
+) -> np.ndarray:
+    """Averages overlapping tiles under a smooth window, so that no edge shows."""
+    height, width = tiles.shape[1:3]
+    window = (_window(height)[:, None] * _window(width))[..., None]
+    total = np.zeros(shape, np.float32)
+    weight = np.zeros((*shape[:2], 1), np.float32)
+    for tile, (top, left) in zip(tiles, corners, strict=True):
+        total[top : top + height, left : left + width] += tile * window
+        weight[top : top + height, left : left + width] += window
+    return np.round(total / weight).astype(np.uint8)
+
+
+def _window(size: int) -> np.ndarray:
+    return np.sin((np.arange(size) + 0.5) * np.pi / size).astype(np.float32) ** 2 + 1e-3

@@ -1,0 +1,234 @@
+"""`cotir verify`: reproduces the release's golden numbers on this machine's backend."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from cotir_jax import sampling, train
+from cotir_jax.checkpoints import name_tables
+from cotir_jax.checkpoints.torch_files import fill, read_tensors
+from cotir_jax.models import presets
+from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.layers import rotary_angles
+
+
+class Check(NamedTuple):
+    """One comparison: its name, largest relative error and the limit it must stay under."""
+
+    name: str
+    error: float
+    limit: float
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.error < self.limit)
+
+
+def verify(folder: Path) -> Iterator[Check]:
+    """Runs every check that a folder laid out like `golden/` has files for.
+
+    A relative error is the largest absolute difference over the largest absolute reference value.
+    Limits: 1e-4, and 1e-3 for a whole training trajectory. Matrix products run in full float32.
+
+    Args:
+      folder: has any of `flux2/`, `schedules.json`, `rope.safetensors`.
+
+    Raises:
+      ValueError: when the folder has none of them, or a file is damaged.
+    """
+    folder = Path(folder)
+    parts: dict[str, Callable[[Path], Iterator[Check]]] = {
+        "schedules.json": _schedules,
+        "rope.safetensors": _rope,
+        "flux2": _flux2,
+    }
+    found = [name for name in parts if (folder / name).exists()]
+    if not found:
+        raise ValueError(f"{folder}: nothing to verify; expected one of {sorted(parts)}")
+    with jax.default_matmul_precision("highest"):
+        for name in found:
+            yield from parts[name](folder / name)
+
+
+def load_release(folder: Path) -> Flux2:
+    """Builds the FLUX.2-family model of a release folder and fills it from its three files.
+
+    Args:
+      folder: holds `config.json`, `base.safetensors`, `lora.pt`, `cot_adapter.pt`.
+
+    Raises:
+      ValueError: for missing, surplus or misshapen tensors.
+    """
+    sizes = json.loads((folder / "config.json").read_text())
+    config = presets.from_release(sizes, sizes["text_tokens"])
+    model = Flux2(config, rngs=nnx.Rngs(0))
+    tables = {
+        "base.safetensors": name_tables.flux2_base,
+        "lora.pt": name_tables.flux2_lora,
+        "cot_adapter.pt": name_tables.cot_adapter,
+    }
+    for name, table in tables.items():
+        tensors = read_tensors(folder / name)
+        surplus = set(tensors) - fill(model, table(config), tensors)
+        if surplus:
+            raise ValueError(f"{folder / name}: tensors without a place: {sorted(surplus)[:5]}")
+    return model
+
+
+def _relative(ours: np.ndarray, reference: np.ndarray) -> float:
+    ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
+    if ours.shape != reference.shape:
+        raise ValueError(f"shape {ours.shape} where the reference has {reference.shape}")
+    return float(np.abs(ours - reference).max() / max(np.abs(reference).max(), 1e-12))
+
+
+def _schedules(path: Path) -> Iterator[Check]:
+    functions = {"flux1": sampling.flux1_schedule, "flux2": sampling.flux2_schedule}
+    for family, cases in json.loads(path.read_text()).items():
+        error = max(
+            _relative(functions[family](case["num_steps"], case["sequence_length"]),
+                      case["timesteps"])
+            for case in cases
+        )
+        yield Check(f"schedules/{family}", error, 1e-4)
+
+
+def _rope(path: Path) -> Iterator[Check]:
+    reference = read_tensors(path)
+    positions = jnp.asarray(reference.pop("positions"))
+    sizes = {"flux1": ((16, 56, 56), 10_000.0), "flux2": ((32, 32, 32, 32), 2000.0)}
+    for name, expected in sorted(reference.items()):
+        family, dtype = name.split("_")
+        axes_dim, theta = sizes[family]
+        ids = jnp.broadcast_to(positions[None, :, None], (1, len(positions), len(axes_dim)))
+        cos, sin = (x[:, :, 0] for x in rotary_angles(ids, axes_dim, theta, dtype))
+        matrix = rearrange(
+            jnp.stack([cos, -sin, sin, cos], axis=-1), "b n p (i j) -> b 1 n p i j", i=2
+        )
+        yield Check(f"rope/{name}", _relative(matrix, expected), 1e-4)
+
+
+def _flux2(folder: Path) -> Iterator[Check]:
+    model = load_release(folder)
+    if (folder / "forward.safetensors").exists():
+        yield from _forward(model, read_tensors(folder / "forward.safetensors"))
+    if (folder / "sample.safetensors").exists():
+        yield _sample(model, read_tensors(folder / "sample.safetensors"))
+    if (folder / "train_trajectory.json").exists():
+        yield from _trajectory(model, folder)
+
+
+def _forward(model: Flux2, case: dict[str, np.ndarray]) -> Iterator[Check]:
+    names = ("img", "img_ids", "txt", "txt_ids", "timesteps", "guidance")
+    out = nnx.jit(lambda model, *args: model(*args))(model, *(case.get(n) for n in names))
+    for name, ours in zip(("velocity", "text_scene", "text_degradation", "text_plan"), out,
+                          strict=True):
+        yield Check(f"flux2/forward/{name}", _relative(ours, case[name]), 1e-4)
+
+
+def _sample(model: Flux2, case: dict[str, np.ndarray], num_steps: int = 4) -> Check:
+    count = case["noise"].shape[1]
+    ids = np.concatenate([case["img_ids"], case["condition_ids"]], axis=1)
+
+    @nnx.jit
+    def run(model: Flux2, noise: jax.Array) -> jax.Array:
+        def velocity(latents: jax.Array, timestep: jax.Array) -> jax.Array:
+            tokens = jnp.concatenate([latents, case["condition"]], axis=1)
+            guidance = jnp.full_like(timestep, 4.0) if model.config.guidance_embed else None
+            return model(
+                tokens, ids, case["txt"], case["txt_ids"], timestep, guidance,
+                output_rows=count, with_thoughts=False,
+            ).image  # fmt: skip
+
+        return sampling.euler(velocity, noise, sampling.flux2_schedule(num_steps, count))
+
+    return Check("flux2/sample", _relative(run(model, case["noise"]), case["latents"]), 1e-4)
+
+
+def _trajectory(model: Flux2, folder: Path) -> Iterator[Check]:
+    """Repeats the recorded training steps through `train.update`."""
+    record = json.loads((folder / "train_trajectory.json").read_text())
+    case = read_tensors(folder / "train_inputs.safetensors")
+    expected = record["steps"]
+    frozen, state = train.init_state(model, _settings(record), seed=0)
+    step = jax.jit(train.update)
+    ours: dict[str, list[float]] = {name: [] for name in expected}
+    for index in range(len(expected["loss"])):
+        state, metrics = step(frozen, state, _step_inputs(case, index))
+        for name, key in _METRICS.items():
+            ours[name].append(float(metrics[key]))
+    for name, values in ours.items():
+        yield Check(f"flux2/train/{name}", _relative(np.array(values), expected[name]), 1e-3)
+    yield Check("flux2/train/final_weights", _final_error(model, state, folder), 1e-3)
+
+
+_METRICS = {"loss": "loss", "img_loss": "velocity_loss", "grad_norm": "gradient_norm",
+            "learning_rate": "learning_rate"} | {
+    f"{theirs}_{name}": f"{ours}/{name}"
+    for theirs, ours in (("txt_loss", "constraint_loss"), ("multiplier", "multiplier"))
+    for name in ("scene", "degradation", "plan")
+}  # fmt: skip
+
+
+def _settings(record: dict) -> train.TrainSettings:
+    optimizer, dual = record["optimizer"], record["multiplier_optimizer"]
+    # Written as a sentence there: "linear warmup from 0 over 2 steps, cosine to 0 at step 8; ...".
+    warmup, total = re.search(r"over (\d+) steps.*? at step (\d+)", optimizer["schedule"]).groups()
+    return train.TrainSettings(
+        learning_rate=optimizer["peak_learning_rate"],
+        warmup_steps=int(warmup),
+        total_steps=int(total),
+        learning_rate_floor=optimizer["learning_rate_floor"],
+        weight_decay=optimizer["weight_decay"],
+        b1=optimizer["b1"],
+        b2=optimizer["b2"],
+        clip_norm=optimizer["max_grad_norm"],
+        tolerances=tuple(record["tolerances"][k] for k in ("scene", "degradation", "plan")),
+        dual_learning_rate=dual["learning_rate"],
+    )
+
+
+def _step_inputs(case: dict[str, np.ndarray], index: int) -> dict[str, jax.Array]:
+    """One step's inputs; tokens become the grid that their recorded position ids describe."""
+    height = int(case["img_ids"][0, :, 1].max()) + 1
+
+    def grid(x: np.ndarray) -> np.ndarray:
+        return rearrange(x, "b (h w) c -> b h w c", h=height)
+
+    batch = case["timestep_logits"].shape[1]
+    return {
+        "latents": grid(case["target_latents"][index]),
+        "condition": grid(case["condition"]),
+        "noise": grid(case["noise"][index]),
+        "timestep": jax.nn.sigmoid(jnp.asarray(case["timestep_logits"][index])),
+        "prompt": case["txt"],
+        "scene": case["text_scene"],
+        "degradation": case["text_degradation"],
+        "plan": case["text_plan"],
+        "group": np.zeros((batch,), np.int32),
+    }
+
+
+def _final_error(model: Flux2, state: train.TrainState, folder: Path) -> float:
+    """Largest relative error over all trained tensors, each by its own largest value."""
+    final = read_tensors(folder / "train_final.safetensors")
+    trained = dict(_flat(state.trainable))
+    reference = nnx.clone(model)
+    tables = name_tables.flux2_lora(model.config) + name_tables.cot_adapter(model.config)
+    fill(reference, tables, final)
+    expected = dict(_flat(nnx.state(reference, nnx.Param)))
+    return max(_relative(trained[path], expected[path]) for path in trained)
+
+
+def _flat(state: nnx.State) -> list[tuple]:
+    return [(path, variable[...]) for path, variable in nnx.to_flat_state(state)]

@@ -1,0 +1,38 @@
+"""Package metadata; run-time requirements are in requirements.txt."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+requirements = [
+    line
+    for line in (here / "requirements.txt").read_text().splitlines()
+    if line and not line.startswith("#")
+]
+
+setup(
+    name="cotir_jax",
+    version="0.1.0",
+    description="CoTIR in JAX: restores photos with any mix of degradations",
+    long_description=(here / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    packages=find_packages(include=["cotir_jax*", "configs"]),
+    package_data={"cotir_jax": ["weights/**/*", "weights/**/.*"]},
+    install_requires=requirements,
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "torch": ["torch>=2.6"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout",
+            "torch>=2.6",
+            "transformers>=4.56",
+            "ruff>=0.12",
+            "mypy>=1.15",
+        ],
+    },
+    entry_points={"console_scripts": ["cotir=cotir_jax.cli:main"]},
+)
