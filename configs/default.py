@@ -85,12 +85,15 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     constraints.mask_padding = False
 
     log = config.log = ml_collections.ConfigDict()
+    # Steps between lines of metrics, each the mean since the last.
     log.every = 100
-    log.validate_every = 2000
+    # Pictures lq | restored | hq shown at every validation.
     log.pictures = 8
 
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
+    # Steps between checkpoints; each is validated on the held-out samples.
     checkpoint.every = 2000
+    # Latest checkpoints to keep, beside the best one.
     checkpoint.keep = 3
 
     evaluate = config.evaluate = ml_collections.ConfigDict()

@@ -30,7 +30,6 @@ def get_config(model: str = "nano"):
     config.train.full_noise = 0.7
     config.constraints.learning_rate = 1e-3
     config.log.every = 10
-    config.log.validate_every = 80
     config.checkpoint.every = 80
     config.evaluate.enabled = True
     return config

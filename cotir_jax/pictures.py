@@ -182,15 +182,18 @@ def contact_sheet(
     for picture in pictures:
         check_picture(picture)
     num_columns = max(len(row) for row in rows)
-    for what, labels, count in (("row", row_labels, len(rows)),
-                                ("column", column_labels, num_columns)):
+    for what, labels, count in (
+        ("row", row_labels, len(rows)),
+        ("column", column_labels, num_columns),
+    ):
         if labels and len(labels) != count:
             raise ValueError(f"contact_sheet got {len(labels)} {what} labels for {count} {what}s")
     gap = 4
     cell_width = max(picture.shape[1] for picture in pictures)
     row_heights = [max((p.shape[0] for p in row), default=font_size) for row in rows]
     font = _font(font_size)
-    left = gap + (max(int(font.getlength(label)) for label in row_labels) + gap if row_labels else 0)
+    margin = max((int(font.getlength(label)) + gap for label in row_labels), default=0)
+    left = gap + margin
     top = gap + (font_size + gap if column_labels else 0)
     size = (left + num_columns * (cell_width + gap), top + sum(row_heights) + gap * len(rows))
     sheet = Image.new("RGB", size, "white")

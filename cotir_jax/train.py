@@ -155,13 +155,13 @@ def update(
     metrics = {
         "loss": loss,
         "velocity_loss": velocity_loss,
-        "gradient_norm": optax.global_norm(gradients),
+        "gradient_norm": optax.tree.norm(gradients),
         "learning_rate": learning_rate(settings)(state.step),
     }
     for index, name in enumerate(objective.THOUGHTS):
-        metrics[f"constraint_loss/{name}"] = losses[:, index].mean()
-        metrics[f"violation/{name}"] = losses[:, index].mean() - settings.tolerances[index]
-        metrics[f"multiplier/{name}"] = multipliers[:, index].mean()
+        metrics[f"constraint_loss_{name}"] = losses[:, index].mean()
+        metrics[f"violation_{name}"] = losses[:, index].mean() - settings.tolerances[index]
+        metrics[f"multiplier_{name}"] = multipliers[:, index].mean()
     new = state.replace(
         step=state.step + 1,
         trainable=trainable,

@@ -60,6 +60,12 @@ def verify(folder: Path) -> Iterator[Check]:
             yield from parts[name](folder / name)
 
 
+def not_covered(folder: Path) -> list[str]:
+    """Parts of a golden folder that no check reads."""
+    known = ("schedules.json", "rope.safetensors", "flux2", "README.md")
+    return sorted(path.name for path in Path(folder).iterdir() if path.name not in known)
+
+
 def load_release(folder: Path) -> Flux2:
     """Builds the FLUX.2-family model of a release folder and fills it from its three files.
 
@@ -174,7 +180,7 @@ def _trajectory(model: Flux2, folder: Path) -> Iterator[Check]:
 
 _METRICS = {"loss": "loss", "img_loss": "velocity_loss", "grad_norm": "gradient_norm",
             "learning_rate": "learning_rate"} | {
-    f"{theirs}_{name}": f"{ours}/{name}"
+    f"{theirs}_{name}": f"{ours}_{name}"
     for theirs, ours in (("txt_loss", "constraint_loss"), ("multiplier", "multiplier"))
     for name in ("scene", "degradation", "plan")
 }  # fmt: skip

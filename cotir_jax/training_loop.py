@@ -1,0 +1,437 @@
+"""The training loop: the only place of training with disk, clocks, signals and logging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from clu import metrics as clu_metrics
+from clu import parameter_overview
+from flax import nnx
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from cotir_jax import partitioning, train
+from cotir_jax.checkpoints import model_folder
+from cotir_jax.checkpoints.training import METRIC, TrainingCheckpoints
+from cotir_jax.data.batches import CorruptCounter, Stage, stage_batches
+from cotir_jax.data.shard_index import ShardIndex
+from cotir_jax.metric_writer import create_writer
+from cotir_jax.models import pipeline, presets
+from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.text.encode import TextEncoder
+from cotir_jax.pictures import save_picture, side_by_side
+
+TEXTS = ("prompt", "scene", "degradation", "plan")
+
+# Sections of the config that may change when a run is continued.
+FREE_SECTIONS = ("log", "checkpoint", "evaluate", "mesh", "sharding_rules")
+
+
+class Interrupted(Exception):
+    """SIGTERM or SIGINT arrived; the state has been saved."""
+
+
+def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Path) -> dict:
+    """Trains, or continues the run in `workdir`, and writes the best weights to `workdir/model`.
+
+    Args:
+      config: see `configs/default.py`.
+      workdir: checkpoints, event files and the resulting model.
+      data_dir: a CoTIR-Bench folder.
+
+    Returns:
+      The last step's metrics, with `step` and `samples_per_second`.
+
+    Raises:
+      ValueError: for a config, workdir or data that do not fit together.
+      FloatingPointError: when a loss is not finite; the last good checkpoint is kept.
+      Interrupted: after a signal.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    model_config = presets.preset(config.model.name, **config.model.overrides)
+    check_workdir(config, workdir)
+    mesh = partitioning.make_mesh(dict(config.mesh))
+    index, held_out = ShardIndex.build(data_dir).split(config.data.validation)
+    settings = train_settings(config, len(index.degradations))
+    stages = make_stages(config)
+    text = TextEncoder(model_config.text_tokens, config.data.cached_texts)
+    with jax.set_mesh(mesh):
+        frozen, state, placement = create_state(config, model_config, settings, mesh)
+        checkpoints = TrainingCheckpoints(workdir / "checkpoints", config.checkpoint.keep)
+        first = checkpoints.latest_step()
+        if first is not None:
+            state = _restored(checkpoints, first, state, placement)
+            logging.info("continuing from step %d", first)
+        else:
+            parameter_overview.log_parameter_overview(
+                nnx.to_pure_dict(state.trainable), msg="trainable weights"
+            )
+        loop = Loop(config, workdir, mesh, text, checkpoints)
+        loop.validation = validation_batch(held_out, config, stages[-1], text)
+        try:
+            state, metrics = loop.run(frozen, state, placement, index, stages, first)
+            write_model(workdir, checkpoints, frozen, state, placement)
+        finally:
+            loop.writer.close()
+            checkpoints.close()
+    return metrics
+
+
+class Loop:
+    """What the loop holds on to while it runs, and its hooks."""
+
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        workdir: Path,
+        mesh: Mesh,
+        text: TextEncoder,
+        checkpoints: TrainingCheckpoints,
+    ):
+        self.config, self.workdir, self.mesh, self.text = config, workdir, mesh, text
+        self.checkpoints = checkpoints
+        self.writer = create_writer(workdir / "events")
+        self.corrupt = CorruptCounter()
+        self.validation: dict[str, np.ndarray] | None = None
+        self.signal: int | None = None
+        self.validate = jax.jit(_validate)
+        self.kind: type[clu_metrics.Collection] | None = None
+        self.averages = clu_metrics.Collection.empty()
+        self.since = (0.0, 0)
+
+    def run(
+        self,
+        frozen: nnx.State,
+        state: train.TrainState,
+        placement: train.TrainState,
+        index: ShardIndex,
+        stages: list[Stage],
+        resumed: int | None,
+    ) -> tuple[train.TrainState, dict]:
+        """Runs all steps that are left; returns the final state and metrics."""
+        step_fn = jax.jit(train.train_step, donate_argnums=1, out_shardings=(placement, None))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        step, last_metrics, result = int(state.step), None, {}
+        total = stages[-1].last_step
+        self.since = (time.monotonic(), 0)
+        progress = tqdm(total=total, initial=step, unit="step", mininterval=1, disable=None)
+        first_sample = 0
+        for stage in stages:
+            begin = stage.first_step
+            if step < stage.last_step:
+                iterator = self._iterator(index, stage, first_sample)
+                if resumed is not None and begin < resumed:
+                    self.checkpoints.restore_iterator(resumed, iterator)
+                while step < stage.last_step:
+                    batch = self._next_batch(iterator)
+                    state, metrics = step_fn(frozen, state, batch)
+                    # The device works on this step while the previous one's metrics are read.
+                    if last_metrics is not None:
+                        result = self._record(step - 1, last_metrics, stage, progress)
+                    step, last_metrics = step + 1, metrics
+                    progress.update()
+                    due = step % self.config.checkpoint.every == 0 or step == total
+                    if due or self.signal:
+                        result = self._record(step - 1, metrics, stage, progress)
+                        last_metrics = None
+                        self._save(step, frozen, state, iterator, validated=due)
+                    if self.signal:
+                        self.checkpoints.wait()
+                        progress.close()
+                        raise Interrupted(f"signal {self.signal}: saved at step {step}")
+            first_sample += (stage.last_step - begin) * stage.batch_size
+        progress.close()
+        self.checkpoints.wait()
+        self.corrupt.finish()
+        return state, {"step": step, **result}
+
+    def _iterator(self, index: ShardIndex, stage: Stage, first_sample: int) -> Iterator:
+        data = self.config.data
+        return iter(
+            stage_batches(
+                index,
+                stage,
+                seed=self.config.seed,
+                tokenizer_file=self.text.tokenizer_file,
+                text_tokens=self.text.tokens,
+                vague_schedule=tuple(data.vague),
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                num_workers=data.workers,
+                num_threads=data.threads,
+                first_sample=first_sample,
+            )
+        )
+
+    def _next_batch(self, iterator: Iterator) -> dict[str, jax.Array]:
+        batch = next(iterator)
+        self.corrupt.add(batch["corrupt"])
+        return partitioning.global_batch(embed_texts(batch, self.text), self.mesh)
+
+    def _record(
+        self, step: int, metrics: Mapping[str, jax.Array], stage: Stage, progress: tqdm
+    ) -> dict:
+        """Checks a step's metrics, and writes their averages every `log.every` steps."""
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        train.check_finite(values, step)
+        if self.kind is None:
+            self.kind = clu_metrics.Collection.create(
+                **{name: clu_metrics.Average.from_output(name) for name in values}
+            )
+        new = self.kind.single_from_model_output(
+            **{name: jnp.asarray(value) for name, value in values.items()}
+        )
+        self.averages = self.averages.merge(new) if self.since[1] else new
+        start, count = self.since
+        self.since = (start, count + 1)
+        rate = (count + 1) * stage.batch_size / (time.monotonic() - start)
+        progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} samples/s", refresh=False)
+        if (step + 1) % self.config.log.every == 0:
+            averages = {name: float(value) for name, value in self.averages.compute().items()}
+            self.writer.write_scalars(step + 1, averages | {"samples_per_second": rate})
+            logging.info(
+                "step %d %s samples/s %.1f",
+                step + 1,
+                " ".join(f"{name} {value:.4g}" for name, value in averages.items()),
+                rate,
+            )
+            self.since = (time.monotonic(), 0)
+        return values | {"samples_per_second": rate}
+
+    def _save(
+        self,
+        step: int,
+        frozen: nnx.State,
+        state: train.TrainState,
+        iterator: Iterator,
+        validated: bool,
+    ) -> None:
+        metrics = {}
+        if validated and self.validation is not None:
+            restored = np.asarray(self.validate(frozen, state, self.validation))
+            hq, lq = self.validation["hq"], self.validation["lq"]
+            metrics = {METRIC: _mean_psnr(restored, hq), "input_psnr": _mean_psnr(lq, hq)}
+            logging.info("step %d validation %s", step, metrics)
+            shown = min(self.config.log.pictures, len(hq))
+            rows = [side_by_side([lq[i], restored[i], hq[i]]) for i in range(shown)]
+            self.writer.write_scalars(step, metrics)
+            self.writer.write_images(step, {"lq | restored | hq": np.stack(rows)})
+            save_picture(np.concatenate(rows), self.workdir / "validation.png")
+        self.writer.flush()
+        self.checkpoints.save(step, _arrays(state), iterator, metrics)
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self.signal = number
+
+
+def create_state(
+    config: ml_collections.ConfigDict,
+    model_config: presets.CoTIRConfig,
+    settings: train.TrainSettings,
+    mesh: Mesh,
+) -> tuple[nnx.State, train.TrainState, train.TrainState]:
+    """Builds frozen weights and training state straight onto the mesh.
+
+    Returns:
+      frozen weights, training state, and the state's shardings (same structure).
+    """
+    rules = config.sharding_rules
+
+    def fresh() -> tuple[nnx.State, train.TrainState]:
+        model = Flux2(model_config, rngs=nnx.Rngs(config.seed))
+        return train.init_state(model, settings, config.seed)
+
+    placement = partitioning.shardings(jax.eval_shape(fresh), mesh, rules)
+    if config.init == "scratch":
+        frozen, state = jax.jit(fresh, out_shardings=placement)()
+    else:
+        folder = config.init
+        if folder == "package":
+            folder = model_folder.PACKAGED / model_config.name
+        model = model_folder.load_model(Path(folder), mesh, rules, model_config)
+        split = jax.jit(
+            lambda weights: train.init_state(nnx.merge(structure, weights), settings, config.seed),
+            out_shardings=placement,
+        )
+        structure, weights = nnx.split(model)
+        frozen, state = split(weights)
+    return frozen, state, placement[1]
+
+
+def write_model(
+    workdir: Path,
+    checkpoints: TrainingCheckpoints,
+    frozen: nnx.State,
+    state: train.TrainState,
+    placement: train.TrainState,
+) -> None:
+    """Writes the best checkpoint's weights as a model folder, `workdir/model`."""
+    best = checkpoints.best_step()
+    if best != checkpoints.latest_step():
+        state = _restored(checkpoints, best, state, placement)
+    model = nnx.merge(state.graphdef, train.restored_weights(state), frozen)
+    notes = {"step": int(state.step), "config": "config.json of the run"}
+    model_folder.save_model(workdir / "model", model, notes)
+
+
+def embed_texts(batch: Mapping[str, np.ndarray], text: TextEncoder) -> dict[str, np.ndarray]:
+    """Replaces token ids by text embeddings; keeps what a training step reads."""
+    ids = np.concatenate([batch[f"{name}_ids"] for name in TEXTS])
+    masks = np.concatenate([batch[f"{name}_mask"] for name in TEXTS])
+    embeddings = np.split(text(ids, masks), len(TEXTS))
+    out = {name: part for name, part in zip(TEXTS, embeddings, strict=True)}
+    out |= {f"{name}_mask": batch[f"{name}_mask"] for name in TEXTS}
+    return out | {"lq": batch["lq"], "hq": batch["hq"], "group": batch["degradation"]}
+
+
+def validation_batch(
+    held_out: ShardIndex | None,
+    config: ml_collections.ConfigDict,
+    stage: Stage,
+    text: TextEncoder,
+) -> dict[str, np.ndarray] | None:
+    """All held-out samples, once each, at the last stage's patch size."""
+    if held_out is None:
+        return None
+    count = config.data.validation * len(held_out.degradations)
+    once = Stage(0, 1, stage.patch_size, count)
+    batches = stage_batches(
+        held_out,
+        once,
+        seed=config.seed,
+        tokenizer_file=text.tokenizer_file,
+        text_tokens=text.tokens,
+        vague_schedule=((0, 0.0),),
+        num_threads=config.data.threads,
+    )
+    return embed_texts(next(iter(batches)), text)
+
+
+def _validate(
+    frozen: nnx.State, state: train.TrainState, batch: Mapping[str, jax.Array]
+) -> jax.Array:
+    model = nnx.merge(state.graphdef, train.restored_weights(state), frozen)
+    key = jax.random.key(0)
+    return pipeline.restore_pictures(
+        model, batch["lq"], batch["prompt"], key, state.config.num_steps
+    )
+
+
+def _mean_psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
+    """Mean over pictures of the PSNR over all RGB values, range 255."""
+    difference = pictures.astype(np.float64) - reference.astype(np.float64)
+    error = np.square(difference / 255).mean((1, 2, 3))
+    return float((10 * np.log10(1 / (error + 1e-8))).mean())
+
+
+def train_settings(
+    config: ml_collections.ConfigDict, num_degradations: int
+) -> train.TrainSettings:
+    """The step's settings from a config."""
+    fields = ("learning_rate", "warmup_steps", "learning_rate_floor", "weight_decay", "b1", "b2",
+              "clip_norm", "timestep_mean", "timestep_std", "full_noise", "guidance", "accumulate",
+              "ema_decay", "trainable")  # fmt: skip
+    constraints = config.constraints
+    return train.TrainSettings(
+        **{name: config.train[name] for name in fields},
+        total_steps=config.train.steps,
+        tolerances=tuple(constraints.tolerances),
+        dual_learning_rate=constraints.learning_rate,
+        multiplier_groups=num_degradations if constraints.per_degradation else 1,
+        mask_padding=constraints.mask_padding,
+    )
+
+
+def make_stages(config: ml_collections.ConfigDict) -> list[Stage]:
+    """Stages by their last steps, the last one cut or stretched to `train.steps`.
+
+    Raises:
+      ValueError: for stages that are not in order.
+    """
+    stages, first = [], 0
+    listed = [tuple(stage) for stage in config.train.stages]
+    for last, patch_size, batch_size in listed:
+        if last <= first:
+            raise ValueError(f"config.train.stages {listed}: last steps must grow")
+        end = min(last, config.train.steps)
+        if end > first:
+            stages.append(Stage(first, end, patch_size, batch_size))
+        first = last
+    if not stages:
+        raise ValueError("config.train.steps and config.train.stages give no step to run")
+    if stages[-1].last_step < config.train.steps:
+        final = stages.pop()
+        stages.append(
+            Stage(final.first_step, config.train.steps, final.patch_size, final.batch_size)
+        )
+    return stages
+
+
+def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Remembers the config in the workdir; refuses one that holds another run.
+
+    Raises:
+      ValueError: naming the fields that differ.
+    """
+    path = workdir / "config.json"
+    ours = json.loads(config.to_json_best_effort())
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        flat_ours, flat_theirs = _flat(ours), _flat(theirs)
+        names = [
+            name
+            for name in sorted(flat_ours.keys() | flat_theirs.keys())
+            if flat_ours.get(name) != flat_theirs.get(name)
+            and name.split(".")[0] not in FREE_SECTIONS
+        ]
+        if names:
+            shown = ", ".join(
+                f"{n}={flat_theirs.get(n)!r} there, {flat_ours.get(n)!r} here" for n in names[:4]
+            )
+            raise ValueError(
+                f"{workdir} holds a run with another config ({shown}); give another --workdir, or "
+                "the same config to continue it"
+            )
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n")
+    temporary.rename(path)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _arrays(state: train.TrainState) -> dict[str, Any]:
+    """The part of the state that a checkpoint holds."""
+    return {name: getattr(state, name) for name in _SAVED}
+
+
+def _restored(
+    checkpoints: TrainingCheckpoints, step: int, state: train.TrainState, placement: train.TrainState
+) -> train.TrainState:
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        _arrays(state),
+        _arrays(placement),
+    )
+    return state.replace(**checkpoints.restore(step, abstract))
+
+
+_SAVED = ("step", "trainable", "opt_state", "multipliers", "dual_state", "key", "ema")

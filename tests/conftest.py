@@ -1,0 +1,38 @@
+"""Eight simulated CPU devices for every test, and the places of files that may be absent."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import pytest  # noqa: E402
+
+SHARED = Path(__file__).parent.parent.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The release's golden numbers; reading its .pt files needs PyTorch."""
+    pytest.importorskip("torch", reason="PyTorch reads the golden .pt files")
+    if not (SHARED / "golden").is_dir():
+        pytest.skip("../shared/golden is not here")
+    return SHARED / "golden"
+
+
+@pytest.fixture(scope="session")
+def photos() -> Path:
+    """Clean photos."""
+    if not (SHARED / "data" / "photos").is_dir():
+        pytest.skip("../shared/data/photos is not here")
+    return SHARED / "data" / "photos"
+
+
+@pytest.fixture(scope="session")
+def manifests() -> Path:
+    """Names and shapes of the full-size checkpoints."""
+    if not (SHARED / "manifests").is_dir():
+        pytest.skip("../shared/manifests is not here")
+    return SHARED / "manifests"

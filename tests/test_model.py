@@ -1,0 +1,123 @@
+"""Properties of transformer, adapter, LoRA and autoencoder; golden numbers are in test_verify."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cotir_jax.models import presets
+from cotir_jax.models.autoencoder import PatchAutoencoder
+from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.lora import AdapterParam, trainable_filter
+
+TINY = presets.preset(
+    "nano", hidden_size=64, num_heads=2, num_single_blocks=3, adapter_depth=2, lora_rank=4,
+    prediction="velocity", text_channels=24, text_tokens=5,
+)  # fmt: skip
+
+
+def _noised(model, seed=1):
+    """Replaces zeros by random weights, so that every path through the model counts."""
+    rng = np.random.default_rng(seed)
+    state = nnx.state(model, nnx.Param)
+    nnx.update(
+        model, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.05, x.shape), x.dtype), state)
+    )
+    return model
+
+
+def _inputs(config=TINY, batch=2, side=3):
+    rng = np.random.default_rng(0)
+    grid = rng.normal(size=(2, batch, side, side, config.in_channels)).astype(np.float32)
+    text = rng.normal(size=(batch, config.text_tokens, config.text_channels)).astype(np.float32)
+    return grid[0], grid[1], text, jnp.linspace(0.2, 1.0, batch)
+
+
+def test_target_rows_only_and_thoughts_off_change_nothing():
+    model = _noised(Flux2(TINY, rngs=nnx.Rngs(0)))
+    tokens = np.random.default_rng(0).normal(size=(2, 8, 192)).astype(np.float32)
+    args = (tokens, np.zeros((2, 8, 4)), _inputs()[2], np.zeros((2, 5, 4)), jnp.ones(2))
+    whole = model(*args)
+    part = model(*args, output_rows=4, with_thoughts=False)
+    np.testing.assert_allclose(part.image, whole.image[:, :4], rtol=1e-4, atol=1e-6)
+    assert part.scene is None and whole.plan.shape == (2, 5, 24)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_remat_changes_memory_not_gradients(remat):
+    def gradient(config):
+        model = _noised(Flux2(config, rngs=nnx.Rngs(0)))
+        return nnx.grad(lambda m: jnp.square(m.predict(*_inputs()).image).sum())(model)
+
+    plain = gradient(TINY)
+    again = gradient(dataclasses.replace(TINY, remat=remat))
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5)
+
+
+def test_fresh_lora_and_adapter_leave_the_base_as_it_is():
+    model = Flux2(TINY, rngs=nnx.Rngs(0))
+    base = Flux2(dataclasses.replace(TINY, lora_rank=0), rngs=nnx.Rngs(0))
+    state = nnx.state(_noised(base), nnx.Param)
+    nnx.update(model, state)
+    for name in ("scene", "degradation", "plan"):
+        for each in (model, base):
+            getattr(each.cot_adapter, f"scale_{name}").set_value(jnp.zeros((1,)))
+    before = model.predict(*_inputs()).image
+    np.testing.assert_array_equal(before, base.predict(*_inputs()).image)
+    nnx.update(model.cot_adapter.blocks, jax.tree.map(lambda x: x + 1, nnx.state(model.cot_adapter.blocks)))
+    np.testing.assert_array_equal(before, model.predict(*_inputs()).image)
+    model.last_single_block.linear1.lora_b.set_value(jnp.ones_like(model.last_single_block.linear1.lora_b[...]))
+    assert np.abs(before - model.predict(*_inputs()).image).max() > 1e-4
+
+
+def test_what_trains_is_lora_and_adapter():
+    model = Flux2(TINY, rngs=nnx.Rngs(0))
+    trained = nnx.to_flat_state(nnx.state(model, trainable_filter("lora_and_adapter")))
+    for path, variable in trained:
+        assert path[0] == "cot_adapter" or str(path[-1]).startswith("lora_")
+        assert isinstance(variable, nnx.LoRAParam | AdapterParam)
+    everything = nnx.to_flat_state(nnx.state(model, trainable_filter("all")))
+    names = [path for path, _ in everything]
+    assert len(names) > len(list(trained)) and ("img_in", "kernel") in names
+    with pytest.raises(ValueError, match="accepted are"):
+        trainable_filter("some")
+
+
+def test_fresh_correction_model_returns_the_degraded_picture():
+    """The identity is the starting point: the clean estimate x_t - t v is the condition."""
+    config = dataclasses.replace(TINY, prediction="correction")
+    model = Flux2(config, rngs=nnx.Rngs(0))
+    noisy, condition, text, timestep = _inputs(config)
+    velocity = model.predict(noisy, condition, text, timestep).image
+    clean = noisy - timestep[:, None, None, None] * velocity
+    np.testing.assert_allclose(clean, condition, atol=1e-5)
+
+
+def test_patch_autoencoder_is_exact():
+    pictures = np.random.default_rng(0).normal(size=(2, 24, 16, 3)).astype(np.float32)
+    autoencoder = PatchAutoencoder(8)
+    latents = autoencoder.encode(pictures)
+    assert latents.shape == (2, 3, 2, 192)
+    np.testing.assert_array_equal(latents[0, 1, 1].reshape(8, 8, 3), pictures[0, 8:16, 8:])
+    np.testing.assert_array_equal(autoencoder.decode(latents), pictures)
+    with pytest.raises(ValueError, match="multiples of 8"):
+        autoencoder.encode(pictures[:, :20])
+
+
+def test_shape_and_size_errors():
+    model = Flux2(TINY, rngs=nnx.Rngs(0))
+    noisy, condition, text, timestep = _inputs()
+    with pytest.raises(ValueError, match="text encoder"):
+        model.predict(noisy, condition, text[..., :7], timestep)
+    with pytest.raises(ValueError, match="must be equal"):
+        model.predict(noisy, condition[:, :2], text, timestep)
+    with pytest.raises(ValueError, match="add up to the head size"):
+        presets.preset("nano", axes_dim=(8, 8))
+    with pytest.raises(ValueError, match="unknown model fields"):
+        presets.preset("nano", hidden=3)
+    with pytest.raises(ValueError, match="unknown model"):
+        presets.preset("mega")
