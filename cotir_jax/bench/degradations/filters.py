@@ -1,0 +1,120 @@
+"""Fields and filters that several degradations share: noise fields, kernels, convolution."""
+
+import numpy as np
+from PIL import Image
+from scipy import fft, ndimage
+
+# ITU-R BT.601 luma weights.
+_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def luma(picture: np.ndarray) -> np.ndarray:
+    """Brightness ``[height, width]`` of a float picture ``[height, width, 3]``."""
+    return picture @ _LUMA
+
+
+def resize(field: np.ndarray, height: int, width: int, method: int) -> np.ndarray:
+    """Resize float32 ``[height, width]`` with one of Pillow's resampling filters."""
+    return np.asarray(Image.fromarray(field).resize((width, height), method))
+
+
+def smooth_noise(
+    height: int, width: int, cell: float, octaves: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Cloud-like noise in [0, 1], float32 ``[height, width]``.
+
+    Octaves of random grids are enlarged bicubically; each next one has half the cell (in
+    pixels) and half the weight.
+    """
+    total = np.zeros((height, width), np.float32)
+    for octave in range(octaves):
+        step = max(cell / 2**octave, 1.0)
+        rows, columns = int(np.ceil(height / step)) + 1, int(np.ceil(width / step)) + 1
+        grid = rng.random((rows, columns), dtype=np.float32)
+        total += resize(grid, height, width, Image.Resampling.BICUBIC) * 0.5**octave
+    low, high = float(total.min()), float(total.max())
+    return (total - low) / max(high - low, 1e-6)
+
+
+def guided_filter(guide: np.ndarray, field: np.ndarray, radius: int, epsilon: float) -> np.ndarray:
+    """Smooth ``field`` so that its edges follow those of ``guide``, both ``[height, width]``.
+
+    References:
+        He, Sun and Tang, Guided Image Filtering, ECCV 2010, equations 5, 6 and 8.
+    """
+    size = 2 * radius + 1
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return ndimage.uniform_filter(values, size, mode="reflect")
+
+    guide_mean, field_mean = mean(guide), mean(field)
+    covariance = mean(guide * field) - guide_mean * field_mean
+    variance = np.maximum(mean(guide * guide) - guide_mean**2, 0)
+    slope = covariance / (variance + epsilon)
+    return mean(slope) * guide + mean(field_mean - slope * guide_mean)
+
+
+def capsule_kernel(length: float, degrees: float, radius: float, softness: float) -> np.ndarray:
+    """A soft-edged stroke: pixels within ``radius`` of a centred segment, peak at most 1.
+
+    Args:
+        length: of the segment in pixels; 0 gives a disk.
+        degrees: lean of the segment from the vertical.
+        radius: half thickness in pixels; below half a pixel the stroke turns fainter.
+        softness: width in pixels of the edge ramp; 1 is plain antialiasing.
+
+    Returns:
+        float32 ``[odd, odd]``.
+    """
+    half = int(np.ceil(length / 2 + radius + softness))
+    y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
+    angle = np.deg2rad(degrees)
+    along = x * np.sin(angle) + y * np.cos(angle)
+    across = x * np.cos(angle) - y * np.sin(angle)
+    beyond = np.maximum(np.abs(along) - length / 2, 0)
+    distance = np.hypot(beyond, across)
+    return np.clip((radius - distance) / softness + 0.5, 0, 1).astype(np.float32)
+
+
+def scatter(
+    height: int,
+    width: int,
+    count: int,
+    kernel: np.ndarray,
+    faintest: float,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Stamp ``kernel`` at about ``count`` random places, opacities from ``faintest`` to 1.
+
+    Places lie beyond the border too, so that the border is as covered as the middle.
+
+    Returns:
+        float32 ``[height, width]``, not clipped.
+    """
+    pad = kernel.shape[0] // 2
+    rows, columns = height + 2 * pad, width + 2 * pad
+    number = int(rng.poisson(count * rows * columns / (height * width)))
+    seeds = np.zeros((rows, columns), np.float32)
+    opacity = rng.uniform(faintest, 1, number).astype(np.float32)
+    seeds[rng.integers(0, rows, number), rng.integers(0, columns, number)] = opacity
+    return _convolve_valid(seeds[..., None], kernel)[..., 0]
+
+
+def convolve(picture: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """Convolve float32 ``[height, width, channels]`` with an odd kernel, mirrored borders."""
+    pad_y, pad_x = kernel.shape[0] // 2, kernel.shape[1] // 2
+    padded = np.pad(picture, ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="symmetric")
+    return _convolve_valid(padded, kernel)
+
+
+def _convolve_valid(padded: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    height = padded.shape[0] - kernel.shape[0] + 1
+    width = padded.shape[1] - kernel.shape[1] + 1
+    # Wrap-around spoils only the kernel-wide margin that is cut away, so no zeros are added
+    # beyond the next size that transforms fast.
+    shape = [fft.next_fast_len(side, real=True) for side in padded.shape[:2]]
+    transform = fft.rfft2(kernel.astype(np.float32), shape)
+    channels = np.moveaxis(padded.astype(np.float32, copy=False), -1, 0)
+    full = fft.irfft2(fft.rfft2(channels, shape) * transform, shape)
+    top, left = kernel.shape[0] - 1, kernel.shape[1] - 1
+    return np.moveaxis(full[:, top : top + height, left : left + width], 0, -1)
