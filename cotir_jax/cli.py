@@ -34,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_restore(commands) -> None:
     restore = commands.add_parser("restore", help="restore a picture or a folder of pictures")
     restore.add_argument("source", type=Path, metavar="IN", help="picture or folder")
-    restore.add_argument("--model-dir", default="nano", help="model folder (default: packaged nano)")
+    restore.add_argument(
+        "--model-dir", default="nano", help="model folder (default: packaged nano)"
+    )
     restore.add_argument("--out", type=Path, help="file or folder (default: restored/)")
     restore.add_argument("--prompt", help="what is wrong with the picture, or a .txt file with it")
     restore.add_argument("--steps", type=int, help="sampling steps")

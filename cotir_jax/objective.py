@@ -3,8 +3,8 @@
     min_theta max_{lambda >= 0}  L_velocity + sum_k lambda_k (L_k - delta_k),
     k in {scene, degradation, plan}
 
-`L_k - delta_k` is the violation of constraint k. The gradient reaches theta through the velocity and
-the constraint losses; the multipliers are constants there, and follow by their own ascent step.
+`L_k - delta_k` is the violation of constraint k. The gradient reaches theta through the velocity
+and the constraint losses; the multipliers are constants there, and follow by their own ascent step.
 """
 
 from __future__ import annotations

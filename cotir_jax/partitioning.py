@@ -40,8 +40,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if min(shape) < 1 or math.prod(shape) != len(devices):
         asked = ", ".join(f"{axis}={sizes.get(axis, 1)}" for axis in MESH_AXES)
         raise ValueError(
-            f"mesh {asked} does not fit {len(devices)} devices: set config.mesh so that the product "
-            f"is {len(devices)} (one of them may be -1)"
+            f"mesh {asked} does not fit {len(devices)} devices: set config.mesh so that the "
+            f"product is {len(devices)} (one of them may be -1)"
         )
     return jax.make_mesh(
         tuple(shape),
@@ -102,8 +102,8 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     size = len(next(iter(batch.values()))) * jax.process_count()
     if size % parts:
         raise ValueError(
-            f"batch of {size} does not divide over data x fsdp = {parts}: change the batch sizes in "
-            "config.train.stages or config.mesh"
+            f"batch of {size} does not divide over data x fsdp = {parts}: change the batch sizes "
+            "in config.train.stages or config.mesh"
         )
     sharding = batch_sharding(mesh)
     return {

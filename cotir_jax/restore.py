@@ -35,8 +35,8 @@ class Restorer:
     def __init__(self, model: Flux2, mesh: Mesh):
         if model.config.text_encoder != "minilm":
             raise ValueError(
-                f"{model.config.name} needs the {model.config.text_encoder} text encoder, which this "
-                "version does not have; use the nano model"
+                f"{model.config.name} needs the {model.config.text_encoder} text encoder, which "
+                "this version does not have; use the nano model"
             )
         self.config = model.config
         self.mesh = mesh
@@ -95,7 +95,8 @@ class Restorer:
         if tile < 0 or tile % self.config.patch:
             raise ValueError(f"tile={tile}: must be 0 or a multiple of {self.config.patch}")
         height, width = picture.shape[:2]
-        shape = (tile, tile) if tile else tuple(_up(side, self.config.patch) for side in (height, width))
+        patch = self.config.patch
+        shape = (tile, tile) if tile else (_up(height, patch), _up(width, patch))
         padded = _pad(picture, shape)
         tiles, corners = _cut(padded, shape)
         restored = self._run(tiles, prompt, num_steps or self.config.num_steps, seed)
@@ -131,7 +132,7 @@ def restore_path(
 
     Args:
       source: picture file or folder.
-      out: file for a file (or a folder that exists), folder for a folder.
+      out: a file name for a single picture, or a folder; it is made where needed.
       compare: write degraded and restored side by side instead of the restored picture.
 
     Yields:
@@ -146,7 +147,7 @@ def restore_path(
     failed = []
     paths = [source] if single else list_pictures(source)
     for path in paths:
-        target = out if single and not out.is_dir() else out / f"{path.stem}.png"
+        target = out if single and out.suffix else out / f"{path.stem}.png"
         try:
             picture = load_picture(path)
         except ValueError as error:
@@ -220,9 +221,7 @@ def _starts(side: int, tile: int) -> list[int]:
     return [round(index * (side - tile) / (count - 1)) for index in range(count)]
 
 
-def _cut(
-    picture: np.ndarray, shape: tuple[int, int]
-) -> tuple[np.ndarray, list[tuple[int, int]]]:
+def _cut(picture: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, list[tuple[int, int]]]:
     height, width = shape
     corners = [
         (top, left)
@@ -233,9 +232,7 @@ def _cut(
     return np.stack(tiles), corners
 
 
-def _blend(
-    tiles: np.ndarray, corners: list[tuple[int, int]], shape: tuple[int, ...]
-) -> np.ndarray:
+def _blend(tiles: np.ndarray, corners: list[tuple[int, int]], shape: tuple[int, ...]) -> np.ndarray:
     """Averages overlapping tiles under a smooth window, so that no edge shows."""
     height, width = tiles.shape[1:3]
     window = (_window(height)[:, None] * _window(width))[..., None]

@@ -106,7 +106,7 @@ class Loop:
         self.signal: int | None = None
         self.validate = jax.jit(_validate)
         self.kind: type[clu_metrics.Collection] | None = None
-        self.averages = clu_metrics.Collection.empty()
+        self.averages: clu_metrics.Collection | None = None
         self.since = (0.0, 0)
 
     def run(
@@ -335,16 +335,16 @@ def _mean_psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
     return float((10 * np.log10(1 / (error + 1e-8))).mean())
 
 
-def train_settings(
-    config: ml_collections.ConfigDict, num_degradations: int
-) -> train.TrainSettings:
+def train_settings(config: ml_collections.ConfigDict, num_degradations: int) -> train.TrainSettings:
     """The step's settings from a config."""
-    fields = ("learning_rate", "warmup_steps", "learning_rate_floor", "weight_decay", "b1", "b2",
+    fields = ("learning_rate", "learning_rate_floor", "weight_decay", "b1", "b2",
               "clip_norm", "timestep_mean", "timestep_std", "full_noise", "guidance", "accumulate",
               "ema_decay", "trainable")  # fmt: skip
     constraints = config.constraints
     return train.TrainSettings(
         **{name: config.train[name] for name in fields},
+        # A run cut short for a trial still ends its warm-up.
+        warmup_steps=min(config.train.warmup_steps, config.train.steps - 1),
         total_steps=config.train.steps,
         tolerances=tuple(constraints.tolerances),
         dual_learning_rate=constraints.learning_rate,
@@ -424,7 +424,10 @@ def _arrays(state: train.TrainState) -> dict[str, Any]:
 
 
 def _restored(
-    checkpoints: TrainingCheckpoints, step: int, state: train.TrainState, placement: train.TrainState
+    checkpoints: TrainingCheckpoints,
+    step: int,
+    state: train.TrainState,
+    placement: train.TrainState,
 ) -> train.TrainState:
     abstract = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),

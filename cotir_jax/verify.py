@@ -102,8 +102,9 @@ def _schedules(path: Path) -> Iterator[Check]:
     functions = {"flux1": sampling.flux1_schedule, "flux2": sampling.flux2_schedule}
     for family, cases in json.loads(path.read_text()).items():
         error = max(
-            _relative(functions[family](case["num_steps"], case["sequence_length"]),
-                      case["timesteps"])
+            _relative(
+                functions[family](case["num_steps"], case["sequence_length"]), case["timesteps"]
+            )
             for case in cases
         )
         yield Check(f"schedules/{family}", error, 1e-4)
@@ -137,8 +138,9 @@ def _flux2(folder: Path) -> Iterator[Check]:
 def _forward(model: Flux2, case: dict[str, np.ndarray]) -> Iterator[Check]:
     names = ("img", "img_ids", "txt", "txt_ids", "timesteps", "guidance")
     out = nnx.jit(lambda model, *args: model(*args))(model, *(case.get(n) for n in names))
-    for name, ours in zip(("velocity", "text_scene", "text_degradation", "text_plan"), out,
-                          strict=True):
+    for name, ours in zip(
+        ("velocity", "text_scene", "text_degradation", "text_plan"), out, strict=True
+    ):
         yield Check(f"flux2/forward/{name}", _relative(ours, case[name]), 1e-4)
 
 

@@ -8,7 +8,7 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
-import pytest  # noqa: E402
+import pytest
 
 SHARED = Path(__file__).parent.parent.parent / "shared"
 

@@ -68,9 +68,11 @@ def test_fresh_lora_and_adapter_leave_the_base_as_it_is():
             getattr(each.cot_adapter, f"scale_{name}").set_value(jnp.zeros((1,)))
     before = model.predict(*_inputs()).image
     np.testing.assert_array_equal(before, base.predict(*_inputs()).image)
-    nnx.update(model.cot_adapter.blocks, jax.tree.map(lambda x: x + 1, nnx.state(model.cot_adapter.blocks)))
+    blocks = model.cot_adapter.blocks
+    nnx.update(blocks, jax.tree.map(lambda x: x + 1, nnx.state(blocks)))
     np.testing.assert_array_equal(before, model.predict(*_inputs()).image)
-    model.last_single_block.linear1.lora_b.set_value(jnp.ones_like(model.last_single_block.linear1.lora_b[...]))
+    lora_b = model.last_single_block.linear1.lora_b
+    lora_b.set_value(jnp.ones_like(lora_b[...]))
     assert np.abs(before - model.predict(*_inputs()).image).max() > 1e-4
 
 

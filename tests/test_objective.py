@@ -41,9 +41,7 @@ def test_mask_leaves_padding_out():
 
 def test_velocity_is_the_derivative_of_the_path():
     latents, noise = np.random.default_rng(0).normal(size=(2, 3, 4)).astype(np.float32)
-    early, late = (
-        objective.noisy_latents(latents, noise, jnp.full((3,), t)) for t in (0.25, 0.75)
-    )
+    early, late = (objective.noisy_latents(latents, noise, jnp.full((3,), t)) for t in (0.25, 0.75))
     slope = (late - early) / 0.5
     assert objective.velocity_loss(slope, noise, latents) < 1e-10
     assert objective.velocity_loss(slope + 1.0, noise, latents) == pytest.approx(1.0, rel=1e-5)

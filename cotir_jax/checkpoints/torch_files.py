@@ -25,9 +25,11 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path}: damaged safetensors file ({error}); fetch it again") from None
+            raise ValueError(
+                f"{path}: damaged safetensors file ({error}); fetch it again"
+            ) from None
     return _read_pt(path)
 
 
@@ -54,9 +56,7 @@ def _to_numpy(tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def fill(
-    model: nnx.Module, sources: list[Source], tensors: Mapping[str, np.ndarray]
-) -> set[str]:
+def fill(model: nnx.Module, sources: list[Source], tensors: Mapping[str, np.ndarray]) -> set[str]:
     """Puts source tensors into the parameters that the table names.
 
     Args:

@@ -7,7 +7,7 @@ from einops import rearrange
 
 
 class PatchAutoencoder:
-    """Nano's autoencoder: square patches of pixels as channels. Nothing learned, exactly invertible.
+    """Nano's autoencoder: patches of pixels as channels; nothing learned, exactly invertible.
 
     Args:
       patch: pixels of a side; the latents have `3 * patch**2` channels.
@@ -24,14 +24,10 @@ class PatchAutoencoder:
         """
         if pictures.shape[1] % self.patch or pictures.shape[2] % self.patch:
             raise ValueError(
-                f"pictures {pictures.shape}: sides must be multiples of {self.patch}; pad them first"
+                f"pictures {pictures.shape}: sides must be multiples of {self.patch}; pad them"
             )
-        return rearrange(
-            pictures, "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch
-        )
+        return rearrange(pictures, "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """Inverse of `encode`."""
-        return rearrange(
-            latents, "b h w (p q c) -> b (h p) (w q) c", p=self.patch, q=self.patch
-        )
+        return rearrange(latents, "b h w (p q c) -> b (h p) (w q) c", p=self.patch, q=self.patch)

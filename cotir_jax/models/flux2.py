@@ -129,9 +129,7 @@ class SingleBlock(nnx.Module):
     def __call__(self, x: jax.Array, modulation: Modulations, angles: Angles) -> jax.Array:
         return self.rows(x, modulation, angles, slice(None))
 
-    def rows(
-        self, x: jax.Array, modulation: Modulations, angles: Angles, rows: slice
-    ) -> jax.Array:
+    def rows(self, x: jax.Array, modulation: Modulations, angles: Angles, rows: slice) -> jax.Array:
         """The block's output for some rows: keys and values are computed for all of them."""
         hidden = self.hidden_size
         shift, scale, gate = modulation
@@ -158,9 +156,7 @@ class Flux2(nnx.Module):
         hidden, linear = config.hidden_size, _linear(config)
         lora = dict(rank=config.lora_rank, scale=config.lora_scale)
         self.config = config
-        self.img_in = Linear(
-            config.in_channels, hidden, axes=(None, "embed"), rngs=rngs, **linear
-        )
+        self.img_in = Linear(config.in_channels, hidden, axes=(None, "embed"), rngs=rngs, **linear)
         self.txt_in = Linear(
             config.text_channels, hidden, axes=(None, "embed"), rngs=rngs, **linear
         )
@@ -300,9 +296,7 @@ class Flux2(nnx.Module):
             image = (noisy_latents - condition - image) / time
         return out._replace(image=image)
 
-    def _check(
-        self, image_tokens: jax.Array, text: jax.Array, guidance: jax.Array | None
-    ) -> None:
+    def _check(self, image_tokens: jax.Array, text: jax.Array, guidance: jax.Array | None) -> None:
         config = self.config
         if image_tokens.ndim != 3 or image_tokens.shape[-1] != config.in_channels:
             raise ValueError(

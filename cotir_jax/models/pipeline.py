@@ -19,8 +19,8 @@ def make_autoencoder(config: CoTIRConfig) -> PatchAutoencoder:
     """
     if config.autoencoder != "patch":
         raise ValueError(
-            f"{config.name} needs the {config.autoencoder} autoencoder, which this version does not "
-            "have; use the nano model"
+            f"{config.name} needs the {config.autoencoder} autoencoder, which this version "
+            "does not have; use the nano model"
         )
     return PatchAutoencoder(config.patch)
 

@@ -1,0 +1,1 @@
+"""Reads CoTIR-Bench shards: index, order, prompts, tokens, batches."""

@@ -1,0 +1,256 @@
+"""Training batches from shards, with Grain: decode, crop, choose a prompt, tokenise, stack."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+
+from cotir_jax.data.mixing import locate
+from cotir_jax.data.prompts import check_vague_schedule, choose_prompt, vague_probability
+from cotir_jax.data.samples import CorruptSample, Texts, crop_pair, read_texts
+from cotir_jax.data.shard_index import ShardIndex
+from cotir_jax.data.tokenizers import TextTokenizer
+
+_CROPS = 3  # see mixing.py
+_MAX_CORRUPT_SHARE = 0.01
+_SAMPLES_BEFORE_ERROR = 200
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Steps ``first_step`` to ``last_step - 1`` with one patch size and global batch size."""
+
+    first_step: int
+    last_step: int
+    patch_size: int
+    batch_size: int
+
+
+def stage_batches(
+    index: ShardIndex,
+    stage: Stage,
+    *,
+    seed: int,
+    tokenizer_file: Path | str,
+    text_tokens: int,
+    vague_schedule: Sequence[tuple[int, float]],
+    process_index: int = 0,
+    process_count: int = 1,
+    num_workers: int = 0,
+    num_threads: int = 4,
+    first_sample: int = 0,
+) -> grain.IterDataset[dict[str, np.ndarray]]:
+    """The batches of a stage, one per step.
+
+    Step s has the sample numbers ``first_sample + (s - stage.first_step) * batch_size`` and on,
+    and each process a contiguous part of them; a batch is the same whatever the workers and
+    threads. ``iter()`` of the result prefetches, and has ``get_state`` and ``set_state`` for a
+    checkpoint (of the same ``num_workers``), and ``close``.
+
+    Args:
+        index: where the samples are.
+        stage: which steps, and the global batch size.
+        seed: of order, crops and prompts.
+        tokenizer_file: a ``tokenizer.json``.
+        text_tokens: T below.
+        vague_schedule: (from step, probability of the vague prompt) pairs.
+        process_index: which part of each batch.
+        process_count: parts of each batch.
+        num_workers: processes that prepare batches; 0 uses threads of this one. They import the
+            main script, which therefore needs its ``if __name__ == "__main__":``.
+        num_threads: threads of each of these processes; each prepares a batch at a time.
+        first_sample: sample number at the start of the stage.
+
+    Returns:
+        Dicts, b = batch_size / process_count: ``lq``, ``hq`` uint8 ``[b, patch, patch, 3]``;
+        ``prompt_ids``, ``scene_ids``, ``degradation_ids``, ``plan_ids`` int32 ``[b, T]``;
+        ``prompt_mask``, ... bool ``[b, T]``; ``degradation`` int32 ``[b]`` into
+        ``index.degradations``; ``corrupt`` int32 ``[b]``, corrupt samples passed over.
+
+    Raises:
+        ValueError: sizes or the schedule are out of range; while iterating: a picture is smaller
+            than the patch, or a degradation has no usable sample.
+    """
+    check_vague_schedule(vague_schedule)
+    _check_sizes(stage, seed, process_index, process_count, num_workers, num_threads)
+    reader = _SampleReader(
+        index=index,
+        stage=stage,
+        seed=seed,
+        tokenizer=TextTokenizer(tokenizer_file, text_tokens),
+        vague_schedule=tuple(vague_schedule),
+        process_index=process_index,
+        process_count=process_count,
+        first_sample=first_sample,
+    )
+    steps = stage.last_step - stage.first_step
+    # Stacked before to_iter_dataset, so that workers share whole batches between them: stacked
+    # after it, what is in a batch would depend on their number.
+    batches = (
+        grain.MapDataset.range(steps * reader.batch_size)
+        .map(reader)
+        .batch(reader.batch_size, drop_remainder=True)
+    )
+    return batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + 1)
+    ).mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=num_workers), worker_init_fn=_start_worker
+    )
+
+
+def _check_sizes(
+    stage: Stage,
+    seed: int,
+    process_index: int,
+    process_count: int,
+    num_workers: int,
+    num_threads: int,
+) -> None:
+    if seed < 0:
+        raise ValueError(f"config.seed is {seed}; expected 0 or more")
+    if stage.last_step <= stage.first_step or stage.patch_size < 1 or stage.batch_size < 1:
+        raise ValueError(f"config.train.stages gives {stage}; steps must grow, sizes be above 0")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"got process {process_index} of {process_count}")
+    if stage.batch_size % process_count:
+        raise ValueError(
+            f"batch size {stage.batch_size} in config.train.stages does not divide among "
+            f"{process_count} processes; choose a multiple of {process_count}"
+        )
+    if num_workers < 0 or num_threads < 1:
+        raise ValueError(
+            f"config.data.workers={num_workers}, config.data.threads={num_threads}; expected 0 or "
+            "more workers and 1 or more threads"
+        )
+
+
+def _start_worker(worker: int, count: int) -> None:
+    # Ctrl-C goes to every process of a terminal; the main one saves and then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A worker whose main process was killed would wait for ever to hand over its batch.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+@dataclass(eq=False)
+class _SampleReader:
+    """Position in this process's part of a stage -> sample, as a dict of arrays."""
+
+    index: ShardIndex
+    stage: Stage
+    seed: int
+    tokenizer: TextTokenizer
+    vague_schedule: tuple[tuple[int, float], ...]
+    process_index: int
+    process_count: int
+    first_sample: int
+
+    def __post_init__(self) -> None:
+        self.batch_size = self.stage.batch_size // self.process_count
+        self._named: set[int] = set()
+
+    def __call__(self, position: int) -> dict[str, np.ndarray]:
+        step, row = divmod(int(position), self.batch_size)
+        row += self.process_index * self.batch_size
+        number = self.first_sample + step * self.stage.batch_size + row
+        degradation, place = locate(number, seed=self.seed, counts=self.index.counts)
+        start, end = self.index.ranges[degradation].tolist()
+        for skipped in range(end - start):
+            sample = start + (place + skipped) % (end - start)
+            try:
+                out = self._read(sample, number, degradation, self.stage.first_step + step)
+            except CorruptSample as error:
+                self._warn(sample, error)
+                continue
+            return out | {"degradation": np.int32(degradation), "corrupt": np.int32(skipped)}
+        raise ValueError(
+            f"{self.index.folder / self.index.degradations[degradation]}: all {end - start} "
+            "samples are corrupt; fetch its shards again or remove the folder"
+        )
+
+    def _read(self, sample: int, number: int, degradation: int, step: int) -> dict[str, np.ndarray]:
+        found = self.index.read(sample)
+        if found is None:
+            raise CorruptSample("incomplete")
+        lq, hq, meta = found
+        texts = read_texts(meta)
+        rng = np.random.default_rng([self.seed, _CROPS, number])
+        try:
+            lq_patch, hq_patch = crop_pair(lq, hq, self.stage.patch_size, rng)
+        except ValueError as error:
+            raise ValueError(f"{self.index.name(sample)}: {error}") from error
+        prompt = choose_prompt(
+            rng,
+            self.index.prompts,
+            degradation=self.index.degradations[degradation],
+            questions=texts.questions,
+            jpeg_type=texts.jpeg_type,
+            vague=vague_probability(self.vague_schedule, step),
+        )
+        return {"lq": lq_patch, "hq": hq_patch, **self._tokens(prompt, texts)}
+
+    def _tokens(self, prompt: str, texts: Texts) -> dict[str, np.ndarray]:
+        named = zip(
+            ("prompt", "scene", "degradation", "plan"), (prompt, *texts.thoughts), strict=True
+        )
+        out = {}
+        for name, text in named:
+            out[f"{name}_ids"], out[f"{name}_mask"] = self.tokenizer(text)
+        return out
+
+    def _warn(self, sample: int, error: CorruptSample) -> None:
+        if sample not in self._named:  # once in each process
+            self._named.add(sample)
+            _log.warning("corrupt sample skipped: %s: %s", self.index.name(sample), error)
+
+
+class CorruptCounter:
+    """Adds up the batches' ``corrupt`` and stops a run on too many.
+
+    Attributes:
+        seen: samples looked at, corrupt ones included.
+        corrupt: those of them that were corrupt.
+    """
+
+    def __init__(self) -> None:
+        self.seen = 0
+        self.corrupt = 0
+
+    def add(self, corrupt: Any) -> None:
+        """Count a batch.
+
+        Args:
+            corrupt: int32 ``[b]``.
+
+        Raises:
+            ValueError: more than 1 % of at least 200 samples were corrupt.
+        """
+        skipped = int(np.sum(corrupt))
+        self.corrupt += skipped
+        self.seen += skipped + len(corrupt)
+        if self.seen >= _SAMPLES_BEFORE_ERROR:
+            self._check()
+
+    def finish(self) -> None:
+        """Raise ValueError where more than 1 % of all samples were corrupt, however few."""
+        self._check()
+
+    def _check(self) -> None:
+        if self.corrupt > _MAX_CORRUPT_SHARE * self.seen:
+            raise ValueError(
+                f"{self.corrupt} of {self.seen} samples were corrupt, more than 1 %; the log "
+                "names them: fetch their shards again"
+            )

@@ -1,0 +1,114 @@
+"""One sample: bytes from a shard in, cropped pictures and texts out."""
+
+import io
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from cotir_jax.bench.thoughts import parse_thoughts
+from cotir_jax.pictures import load_picture
+
+# What Pillow raises on broken files.
+_READ_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, Image.DecompressionBombError
+)  # fmt: skip
+
+
+class CorruptSample(Exception):
+    """A sample that cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What ``meta.json`` says."""
+
+    questions: tuple[str, str]
+    thoughts: tuple[str, str, str]
+    jpeg_type: str | None
+
+
+def read_texts(data: bytes) -> Texts:
+    """Parse ``meta.json``.
+
+    Raises:
+        CorruptSample: no JSON, no thoughts, or not two questions.
+    """
+    try:
+        meta = json.loads(data)
+        thoughts = parse_thoughts(meta)
+    except (ValueError, RecursionError) as error:
+        raise CorruptSample(f"meta.json: {error}") from error
+    questions = meta["cot"].get("questions")
+    if (
+        not isinstance(questions, list)
+        or len(questions) < 2
+        or not all(isinstance(question, str) and question.strip() for question in questions[:2])
+    ):
+        raise CorruptSample("meta.json: cot.questions should be [vague, precise]")
+    jpeg_type = meta.get("jpeg_type")
+    return Texts(
+        (questions[0], questions[1]), thoughts, jpeg_type if isinstance(jpeg_type, str) else None
+    )
+
+
+def crop_pair(
+    lq: bytes, hq: bytes, patch_size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode both pictures and cut the same random patch from them, mirrored or not.
+
+    Args:
+        lq: the degraded picture, encoded.
+        hq: the clean one.
+        patch_size: side of the square patch in pixels.
+        rng: decides place and mirroring.
+
+    Returns:
+        Two uint8 ``[patch_size, patch_size, 3]``.
+
+    Raises:
+        CorruptSample: one cannot be decoded, or their sizes differ.
+        ValueError: they are smaller than the patch.
+    """
+    sizes = [_size(name, data) for name, data in (("lq.png", lq), ("hq.png", hq))]
+    width, height = sizes[0]
+    if sizes[0] != sizes[1]:
+        raise CorruptSample(f"lq.png is {width}x{height}, hq.png {sizes[1][0]}x{sizes[1][1]}")
+    if min(width, height) < patch_size:
+        raise ValueError(
+            f"pictures are {width}x{height}, smaller than the patch size {patch_size} in "
+            "config.train.stages; set smaller patches there, or build larger pictures "
+            "(config.bench.size)"
+        )
+    left = int(rng.integers(width - patch_size + 1))
+    top = int(rng.integers(height - patch_size + 1))
+    step = -1 if rng.random() < 0.5 else 1
+    box = (left, top, left + patch_size, top + patch_size)
+    patches = (_crop("lq.png", lq, box), _crop("hq.png", hq, box))
+    return patches[0][:, ::step], patches[1][:, ::step]
+
+
+def _size(name: str, data: bytes) -> tuple[int, int]:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except _READ_ERRORS as error:
+        raise CorruptSample(f"{name}: {_reason(error)}") from error
+
+
+def _crop(name: str, data: bytes, box: tuple[int, int, int, int]) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode == "RGB" and "transparency" not in image.info:
+                # Cut before the copy to numpy: load_picture's copies of the whole picture take
+                # a third as long as decoding it.
+                return np.asarray(image.crop(box))
+        left, top, right, bottom = box
+        return load_picture(data, name)[top:bottom, left:right]
+    except _READ_ERRORS as error:
+        raise CorruptSample(f"{name}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

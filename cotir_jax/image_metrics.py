@@ -1,0 +1,163 @@
+"""PSNR, SSIM and MS-SSIM of 8-bit RGB pictures, as pyiqa 0.1.15 defines them.
+
+The release is scored with that package, and its defaults differ from other libraries': PSNR
+stops at 80 dB, SSIM looks at the full-range luma alone. Everything runs on the host in numpy,
+with scipy for the windows.
+"""
+
+import math
+
+import numpy as np
+from scipy import ndimage
+
+DEFINITIONS = (
+    "PSNR: all RGB values in [0, 1], 10 log10(1 / (MSE + 1e-8)), no border crop",
+    "SSIM: luma round(0.299 R + 0.587 G + 0.114 B), 0 to 255, 11x11 Gaussian window of sigma 1.5, "
+    "valid positions, contrast-structure term not below 0",
+    "MS-SSIM: that SSIM at five scales (2x2 means), product with the weights of Wang et al. 2003",
+)
+
+_WINDOW_RADIUS, _WINDOW_SIGMA = 5, 1.5
+_LUMINANCE_CONSTANT = (0.01 * 255) ** 2
+_CONTRAST_CONSTANT = (0.03 * 255) ** 2
+_SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+_LUMA_WEIGHTS = (0.299, 0.587, 0.114)
+
+SSIM_MIN_SIDE = 2 * _WINDOW_RADIUS + 1
+# Each scale halves a side and rounds up; the last one still has to hold a window.
+MS_SSIM_MIN_SIDE = 2 ** (len(_SCALE_WEIGHTS) - 1) * (SSIM_MIN_SIDE - 1) + 1
+
+
+def psnr(restored: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal-to-noise ratio over all RGB values, ``10 log10(1 / (MSE + 1e-8))``.
+
+    Args:
+        restored: uint8 ``[height, width, 3]``, RGB.
+        reference: clean picture, same shape and type.
+
+    Returns:
+        Decibels; 80 for equal pictures.
+
+    Raises:
+        ValueError: not uint8 ``[height, width, 3]``, or unequal shapes.
+    """
+    _check(restored, reference, min_side=1)
+    difference = restored.astype(np.float64) - reference
+    mean_square = np.mean(np.square(difference)) / 255**2
+    return 10 * math.log10(1 / (mean_square + 1e-8))
+
+
+def ssim(restored: np.ndarray, reference: np.ndarray) -> float:
+    """Structural similarity of the luma planes, averaged over all positions of the window.
+
+    With local means m, variances v and covariance c under an 11x11 Gaussian window:
+    ``(2 m1 m2 + C1) / (m1^2 + m2^2 + C1) * max(0, (2 c + C2) / (v1 + v2 + C2))``.
+
+    Args:
+        restored: uint8 ``[height, width, 3]``, RGB, sides of at least ``SSIM_MIN_SIDE``.
+        reference: clean picture, same shape and type.
+
+    Returns:
+        A value in [0, 1]; 1 for equal pictures.
+
+    Raises:
+        ValueError: not uint8 ``[height, width, 3]``, unequal shapes, or a side below 11.
+
+    References:
+        Wang et al., Image quality assessment: from error visibility to structural similarity, 2004.
+    """
+    _check(restored, reference, min_side=SSIM_MIN_SIDE)
+    return _similarity(_luma(restored), _luma(reference))[0]
+
+
+def ms_ssim(restored: np.ndarray, reference: np.ndarray) -> float | None:
+    """SSIM over five scales: ``prod_i contrast_structure_i^w_i * ssim_5^w_5``, i = 1..4.
+
+    Args:
+        restored: uint8 ``[height, width, 3]``, RGB.
+        reference: clean picture, same shape and type.
+
+    Returns:
+        A value in [0, 1], or None where a side is below ``MS_SSIM_MIN_SIDE`` (161), because the
+        window does not fit the fifth scale.
+
+    Raises:
+        ValueError: not uint8 ``[height, width, 3]``, or unequal shapes.
+
+    References:
+        Wang, Simoncelli and Bovik, Multiscale structural similarity, 2003.
+    """
+    _check(restored, reference, min_side=1)
+    if min(reference.shape[:2]) < MS_SSIM_MIN_SIDE:
+        return None
+    first, second = _luma(restored), _luma(reference)
+    product = 1.0
+    for weight in _SCALE_WEIGHTS[:-1]:
+        product *= _similarity(first, second)[1] ** weight
+        first, second = _halve(first), _halve(second)
+    return product * _similarity(first, second)[0] ** _SCALE_WEIGHTS[-1]
+
+
+def _check(restored: np.ndarray, reference: np.ndarray, min_side: int) -> None:
+    for name, picture in (("restored", restored), ("reference", reference)):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(
+                f"{name}: got {picture.dtype} {list(picture.shape)}, expected uint8 "
+                "[height, width, 3]; convert to 8-bit RGB first"
+            )
+    if restored.shape != reference.shape:
+        raise ValueError(
+            f"restored is {_size(restored)}, reference {_size(reference)}; "
+            "restore at the clean picture's size"
+        )
+    if min(reference.shape[:2]) < min_side:
+        raise ValueError(
+            f"pictures are {_size(reference)}, expected sides of at least {min_side} pixels; "
+            "leave them out"
+        )
+
+
+def _size(picture: np.ndarray) -> str:
+    return f"{picture.shape[1]}x{picture.shape[0]}"
+
+
+def _luma(picture: np.ndarray) -> np.ndarray:
+    """Rounded luma, float64 ``[height, width]``."""
+    # In float32 and in this order, as pyiqa computes it: one colour in a thousand lies on a
+    # half, and its rounding follows the float error.
+    values = picture.astype(np.float32) / np.float32(255)
+    red, green, blue = (
+        values[..., channel] * np.float32(weight) for channel, weight in enumerate(_LUMA_WEIGHTS)
+    )
+    return np.rint((red + green + blue) * np.float32(255)).astype(np.float64)
+
+
+def _similarity(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Mean SSIM and mean contrast-structure of two float64 planes ``[height, width]``."""
+    mean1, mean2 = _window_mean(first), _window_mean(second)
+    variances = _window_mean(first**2) - mean1**2 + _window_mean(second**2) - mean2**2
+    covariance = _window_mean(first * second) - mean1 * mean2
+    contrast_structure = (2 * covariance + _CONTRAST_CONSTANT) / (variances + _CONTRAST_CONSTANT)
+    contrast_structure = np.maximum(contrast_structure, 0)
+    luminance = (2 * mean1 * mean2 + _LUMINANCE_CONSTANT) / (
+        mean1**2 + mean2**2 + _LUMINANCE_CONSTANT
+    )
+    return float(np.mean(luminance * contrast_structure)), float(np.mean(contrast_structure))
+
+
+def _window_mean(plane: np.ndarray) -> np.ndarray:
+    """Gaussian-weighted mean at every position where the whole window fits."""
+    offsets = np.arange(-_WINDOW_RADIUS, _WINDOW_RADIUS + 1)
+    window = np.exp(-(offsets**2) / (2 * _WINDOW_SIGMA**2))
+    window /= window.sum()
+    inside = slice(_WINDOW_RADIUS, -_WINDOW_RADIUS)
+    rows = ndimage.correlate1d(plane, window, axis=0)[inside]
+    return ndimage.correlate1d(rows, window, axis=1)[:, inside]
+
+
+def _halve(plane: np.ndarray) -> np.ndarray:
+    """Means of 2x2 blocks; an odd side gets a leading row or column of zeros, as in pyiqa."""
+    height, width = plane.shape
+    plane = np.pad(plane, ((height % 2, 0), (width % 2, 0)))
+    rows = plane[0::2] + plane[1::2]
+    return (rows[:, 0::2] + rows[:, 1::2]) / 4

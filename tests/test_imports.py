@@ -1,0 +1,52 @@
+"""Who may import whom: parts know only what is below them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "cotir_jax"
+PURE = {"objective", "sampling", "image_metrics", "partitioning", "pictures", "errors",
+        "metric_writer"}  # fmt: skip
+MAY_IMPORT = {
+    **{name: set() for name in PURE},
+    "models": {"models", "partitioning", "sampling"},
+    "checkpoints": {"checkpoints", "models", "partitioning"},
+    "bench": {"bench", "pictures"},
+    "data": {"data", "bench", "pictures", "partitioning"},
+    "train": PURE | {"models"},
+    "training_loop": PURE | {"train", "models", "checkpoints", "data", "bench"},
+    "restore": PURE | {"models", "checkpoints"},
+    "evaluate": PURE,
+    "verify": PURE | {"train", "models", "checkpoints"},
+    "main": PURE | {"training_loop", "restore", "evaluate", "bench"},
+    "cli": PURE | {"restore", "evaluate", "bench", "verify"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def _imports(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names.append(node.module)
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    part = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    if part == "__init__":
+        return
+    imports = _imports(path)
+    inside = {name.split(".")[1] for name in imports if name.startswith("cotir_jax.")}
+    assert inside <= MAY_IMPORT[part], f"{part} may not import {inside - MAY_IMPORT[part]}"
+    outside = {name.split(".")[0] for name in imports}
+    if part in ("bench", "pictures", "data"):
+        assert not outside & {"jax", "flax", "torch", "tensorflow"}
+    if part not in ("checkpoints",):
+        assert not outside & {"torch", "tensorflow"}
