@@ -131,9 +131,14 @@ def _match(references: list[Path], names: Iterable[str], what: str) -> list[str]
     if missing:
         raise ValueError(
             f"{len(missing)} of {len(references)} clean pictures lack {what}: "
-            f"{', '.join(missing)}; add those or take the clean ones out"
+            f"{_some(missing)}; add those or take the clean ones out"
         )
     return found
+
+
+def _some(names: list[str], most: int = 20) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _degradations(references: list[Path], jsonl: Path) -> dict[Path, str]:
@@ -159,7 +164,7 @@ def _degradations(references: list[Path], jsonl: Path) -> dict[Path, str]:
     absent = sorted(set(listed) - set(matched))
     if absent:
         raise ValueError(
-            f"{jsonl} lists {len(absent)} pictures that have no clean one: {', '.join(absent)}; "
+            f"{jsonl} lists {len(absent)} pictures that have no clean one: {_some(absent)}; "
             "add those or take the lines out"
         )
     of_name = {name: path for name, path in zip(matched, references, strict=True)}
@@ -177,7 +182,7 @@ def _score_all(
 
 def _score(reference: Path, restored: Path, degraded: Path | None) -> dict[str, float | None]:
     clean = load_picture(reference)
-    figures = {}
+    figures: dict[str, float | None] = {}
     for prefix, path in (("", restored), ("input_", degraded)):
         picture = None if path is None else load_picture(path)
         for key, metric in _METRICS.items():
@@ -193,7 +198,7 @@ def _means(scores: Iterable[dict[str, float | None]]) -> dict[str, Any]:
     scores = list(scores)
     means: dict[str, Any] = {"pictures": len(scores)}
     for key in scores[0]:
-        values = [score[key] for score in scores if score[key] is not None]
+        values = [value for score in scores if (value := score[key]) is not None]
         means[key] = float(np.mean(values)) if values else None
     means["ms_ssim_pictures"] = sum(score["ms_ssim"] is not None for score in scores)
     return means

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
@@ -26,7 +27,8 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
-    logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("cotir_jax").setLevel(logging.INFO)
+    absl_logging.set_verbosity(absl_logging.WARNING)  # the libraries' own messages
     with errors.one_line(_DEBUG.value):
         config, workdir = _CONFIG.value, Path(_WORKDIR.value)
         start = time.monotonic()

@@ -54,8 +54,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     """Shardings for a pytree of (abstract) variables and arrays, in the tree's own structure.
 
-    Variables follow their logical axes where the mesh divides them evenly; everything else is
-    replicated.
+    Variables follow their logical axes where a rule names a mesh axis that divides them evenly;
+    everything else is replicated.
 
     Args:
       tree: pytree with `nnx.Variable` or array leaves, real or abstract.
@@ -76,7 +76,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
 
 def _divisible(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     axes = [
-        axis if axis is not None and size % mesh.shape[axis] == 0 else None
+        axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
         for axis, size in zip(spec, shape, strict=False)
     ]
     return PartitionSpec(*axes)

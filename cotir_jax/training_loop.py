@@ -31,6 +31,8 @@ from cotir_jax.models.flux2 import Flux2
 from cotir_jax.models.text.encode import TextEncoder
 from cotir_jax.pictures import save_picture, side_by_side
 
+_log = logging.getLogger(__name__)
+
 TEXTS = ("prompt", "scene", "degradation", "plan")
 
 # Sections of the config that may change when a run is continued.
@@ -57,7 +59,6 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Pat
       FloatingPointError: when a loss is not finite; the last good checkpoint is kept.
       Interrupted: after a signal.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
     model_config = presets.preset(config.model.name, **config.model.overrides)
     check_workdir(config, workdir)
     mesh = partitioning.make_mesh(dict(config.mesh))
@@ -71,12 +72,12 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Pat
         first = checkpoints.latest_step()
         if first is not None:
             state = _restored(checkpoints, first, state, placement)
-            logging.info("continuing from step %d", first)
-        else:
-            parameter_overview.log_parameter_overview(
-                nnx.to_pure_dict(state.trainable), msg="trainable weights"
-            )
+            _log.info("continuing from step %d", first)
         loop = Loop(config, workdir, mesh, text, checkpoints)
+        trained = nnx.to_pure_dict(state.trainable)
+        _log.info("%d weights train", parameter_overview.count_parameters(trained))
+        overview = parameter_overview.get_parameter_overview(trained, include_stats=False)
+        loop.writer.write_texts(0, {"trainable weights": f"```\n{overview}\n```"})
         loop.validation = validation_batch(held_out, config, stages[-1], text)
         try:
             state, metrics = loop.run(frozen, state, placement, index, stages, first)
@@ -200,7 +201,7 @@ class Loop:
         if (step + 1) % self.config.log.every == 0:
             averages = {name: float(value) for name, value in self.averages.compute().items()}
             self.writer.write_scalars(step + 1, averages | {"samples_per_second": rate})
-            logging.info(
+            _log.info(
                 "step %d %s samples/s %.1f",
                 step + 1,
                 " ".join(f"{name} {value:.4g}" for name, value in averages.items()),
@@ -222,7 +223,7 @@ class Loop:
             restored = np.asarray(self.validate(frozen, state, self.validation))
             hq, lq = self.validation["hq"], self.validation["lq"]
             metrics = {METRIC: _mean_psnr(restored, hq), "input_psnr": _mean_psnr(lq, hq)}
-            logging.info("step %d validation %s", step, metrics)
+            _log.info("step %d validation %s", step, metrics)
             shown = min(self.config.log.pictures, len(hq))
             rows = [side_by_side([lq[i], restored[i], hq[i]]) for i in range(shown)]
             self.writer.write_scalars(step, metrics)
@@ -403,6 +404,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 f"{workdir} holds a run with another config ({shown}); give another --workdir, or "
                 "the same config to continue it"
             )
+    workdir.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n")
     temporary.rename(path)

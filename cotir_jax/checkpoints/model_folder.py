@@ -97,7 +97,7 @@ def load_model(
         state,
         partitioning.shardings(state, mesh, rules),
     )
-    flat = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(placed)}
+    flat = {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(placed)}
     path = (Path(folder) / "weights").absolute()
     with ocp.StandardCheckpointer() as checkpointer:
         try:

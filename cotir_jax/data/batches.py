@@ -12,6 +12,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from cotir_jax.data.mixing import locate
 from cotir_jax.data.prompts import check_vague_schedule, choose_prompt, vague_probability
@@ -92,6 +93,7 @@ def stage_batches(
         process_count=process_count,
         first_sample=first_sample,
     )
+    _allow_unparsed_flags()
     steps = stage.last_step - stage.first_step
     # Stacked before to_iter_dataset, so that workers share whole batches between them: stacked
     # after it, what is in a batch would depend on their number.
@@ -131,6 +133,14 @@ def _check_sizes(
             f"config.data.workers={num_workers}, config.data.threads={num_threads}; expected 0 or "
             "more workers and 1 or more threads"
         )
+
+
+def _allow_unparsed_flags() -> None:
+    # Grain 0.2.18 starts workers only where absl has parsed the flags, not in a plain script
+    # (google/grain issue 1355, mended later). This lets its one flag be read, and no other.
+    name = "grain_enable_multiprocess_worker_profiling"
+    if name in flags.FLAGS and not flags.FLAGS.is_parsed():
+        flags.FLAGS[name].present = 1
 
 
 def _start_worker(worker: int, count: int) -> None:

@@ -71,10 +71,12 @@ def crop_pair(
         CorruptSample: one cannot be decoded, or their sizes differ.
         ValueError: they are smaller than the patch.
     """
-    sizes = [_size(name, data) for name, data in (("lq.png", lq), ("hq.png", hq))]
-    width, height = sizes[0]
-    if sizes[0] != sizes[1]:
-        raise CorruptSample(f"lq.png is {width}x{height}, hq.png {sizes[1][0]}x{sizes[1][1]}")
+    pictures = {"lq.png": lq, "hq.png": hq}
+    images = [_open(name, data) for name, data in pictures.items()]
+    width, height = images[0].size
+    if images[1].size != (width, height):
+        other = "x".join(map(str, images[1].size))
+        raise CorruptSample(f"lq.png is {width}x{height}, hq.png {other}")
     if min(width, height) < patch_size:
         raise ValueError(
             f"pictures are {width}x{height}, smaller than the patch size {patch_size} in "
@@ -85,25 +87,28 @@ def crop_pair(
     top = int(rng.integers(height - patch_size + 1))
     step = -1 if rng.random() < 0.5 else 1
     box = (left, top, left + patch_size, top + patch_size)
-    patches = (_crop("lq.png", lq, box), _crop("hq.png", hq, box))
-    return patches[0][:, ::step], patches[1][:, ::step]
+    lq_patch, hq_patch = (
+        _crop(image, name, data, box)[:, ::step]
+        for image, (name, data) in zip(images, pictures.items(), strict=True)
+    )
+    return lq_patch, hq_patch
 
 
-def _size(name: str, data: bytes) -> tuple[int, int]:
+def _open(name: str, data: bytes) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
+        return Image.open(io.BytesIO(data))
     except _READ_ERRORS as error:
         raise CorruptSample(f"{name}: {_reason(error)}") from error
 
 
-def _crop(name: str, data: bytes, box: tuple[int, int, int, int]) -> np.ndarray:
+def _crop(
+    image: Image.Image, name: str, data: bytes, box: tuple[int, int, int, int]
+) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.mode == "RGB" and "transparency" not in image.info:
-                # Cut before the copy to numpy: load_picture's copies of the whole picture take
-                # a third as long as decoding it.
-                return np.asarray(image.crop(box))
+        if image.mode == "RGB" and "transparency" not in image.info:
+            # Cut before the copy to numpy: load_picture's copies of the whole picture take a
+            # third as long as decoding it.
+            return np.asarray(image.crop(box))
         left, top, right, bottom = box
         return load_picture(data, name)[top:bottom, left:right]
     except _READ_ERRORS as error:

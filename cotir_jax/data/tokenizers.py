@@ -1,20 +1,22 @@
 """Text to token ids of fixed length, by the `tokenizers` library."""
 
 import threading
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 # Padding tokens of BERT, T5, and Qwen3, whose files need not say which token pads.
 _PADDING = ("[PAD]", "<pad>", "<|endoftext|>")
+_loading = threading.Lock()
 
 
 class TextTokenizer:
-    """Turns a text into ``(ids, mask)``; safe to share between threads and to pickle.
+    """Turns a text into ``(ids, mask)``; safe to share between threads.
 
-    The tokenizer is loaded at first use, in each process by itself: pickled, it would be sent to
-    every worker.
+    The library's tokenizer is loaded at first use, once in each process, and is no part of a
+    pickle: it would be sent to every worker.
     """
 
     def __init__(self, file: Path | str, tokens: int):
@@ -31,28 +33,17 @@ class TextTokenizer:
             raise ValueError(f"{file}: no such file; name a tokenizer.json")
         if tokens < 1:
             raise ValueError(f"got {tokens} tokens per text; give 1 or more")
-        self._lock = threading.Lock()
-        self._tokenizer: Any = None
 
     def __call__(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 ``[tokens]`` and mask bool ``[tokens]``, False at padding."""
-        if self._tokenizer is None:
-            with self._lock:
-                if self._tokenizer is None:
-                    self._tokenizer = _load(self.file, self.tokens)
-        encoding = self._tokenizer.encode(text)
+        with _loading:  # not once in every thread
+            tokenizer = _load(self.file, self.tokens)
+        encoding = tokenizer.encode(text)
         return np.array(encoding.ids, np.int32), np.array(encoding.attention_mask, bool)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"file": self.file, "tokens": self.tokens}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)
-
-
-def _load(file: Path, tokens: int) -> Any:
-    from tokenizers import Tokenizer
-
+@lru_cache(maxsize=4)
+def _load(file: Path, tokens: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower

@@ -1,0 +1,175 @@
+"""Image metrics against pyiqa's own figures, scikit-image and pytorch-msssim."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy.signal import convolve2d
+from skimage import data
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from cotir_jax import image_metrics
+
+SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+# pyiqa 0.1.15.post2 on the pictures of `_pyiqa_pair`: psnr, ssim, ms_ssim.
+PYIQA = {
+    "posterised": (23.734033584594727, 0.8659032886892801, 0.9734173463216581),
+    "shifted, odd sides": (24.572616577148438, 0.6404755786059146, 0.8755974944963566),
+    "negative": (3.8640103340148926, 0.12168416653191348, 0.0),
+}
+
+
+def _pyiqa_pair(name):
+    if name == "posterised":
+        clean = data.astronaut()
+        return clean // 32 * 32, clean
+    if name == "shifted, odd sides":
+        clean = data.chelsea()[:299, :401]
+        return np.roll(clean, 2, axis=1), clean
+    clean = data.coffee()[:200, :201]
+    return 255 - clean, clean
+
+
+@pytest.fixture
+def noisy_pair():
+    """Mild noise: the contrast-structure term stays positive, so clamping does nothing."""
+    clean = data.astronaut()[40:380, 60:460]
+    noise = np.random.default_rng(0).normal(0, 6, clean.shape)
+    noisy = np.clip(clean + noise, 0, 255).astype(np.uint8)
+    return _without_ties(noisy), _without_ties(clean)
+
+
+def _thousandfold_luma(picture):
+    return picture.astype(np.int64) @ [299, 587, 114]
+
+
+def _without_ties(picture):
+    """Moves the colours whose luma is an exact half: float error decides their rounding."""
+    ties = _thousandfold_luma(picture) % 1000 == 500
+    picture = picture.copy()
+    picture[ties, 2] ^= 1
+    return picture
+
+
+def _luma(picture):
+    """Rounded luma, exact for pictures without ties."""
+    return np.rint(_thousandfold_luma(picture) / 1000)
+
+
+def _skimage_maps(first, second):
+    """Full SSIM map and contrast-structure map inside the border that a window needs.
+
+    Contrast-structure follows from two SSIM calls: a vast constant K1 makes the luminance
+    factor 1.
+    """
+    options = dict(
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255, full=True
+    )
+    inside = (slice(5, -5), slice(5, -5))
+    ssim_map = structural_similarity(first, second, **options)[1][inside]
+    contrast_map = structural_similarity(first, second, K1=1e7, **options)[1][inside]
+    return ssim_map, contrast_map
+
+
+@pytest.mark.parametrize("name", PYIQA)
+def test_figures_of_pyiqa(name):
+    restored, clean = _pyiqa_pair(name)
+    psnr, ssim, ms_ssim = PYIQA[name]
+    assert image_metrics.psnr(restored, clean) == pytest.approx(psnr, abs=5e-6)  # theirs: float32
+    assert image_metrics.ssim(restored, clean) == pytest.approx(ssim, abs=1e-6)
+    assert image_metrics.ms_ssim(restored, clean) == pytest.approx(ms_ssim, abs=1e-6)
+
+
+def test_psnr_is_scikit_images_apart_from_the_epsilon(noisy_pair):
+    restored, clean = noisy_pair
+    expected = peak_signal_noise_ratio(clean, restored, data_range=255)
+    expected = -10 * math.log10(10 ** (-expected / 10) + 1e-8)
+    assert image_metrics.psnr(restored, clean) == pytest.approx(expected, abs=1e-9)
+
+
+def test_psnr_by_hand():
+    black = np.zeros((4, 5, 3), np.uint8)
+    assert image_metrics.psnr(black, black) == pytest.approx(80.0)
+    one_channel = black.copy()
+    one_channel[..., 1] = 255
+    assert image_metrics.psnr(one_channel, black) == pytest.approx(10 * math.log10(3), abs=1e-6)
+
+
+def test_ssim_is_scikit_images_on_luma(noisy_pair):
+    restored, clean = noisy_pair
+    ssim_map, contrast_map = _skimage_maps(_luma(restored), _luma(clean))
+    assert contrast_map.min() > 0
+    assert image_metrics.ssim(restored, clean) == pytest.approx(ssim_map.mean(), abs=1e-6)
+
+
+def test_negative_structure_counts_as_zero():
+    clean = _without_ties(data.astronaut()[:128, :128])
+    restored = _without_ties(255 - clean)
+    ssim_map, contrast_map = _skimage_maps(_luma(restored), _luma(clean))
+    assert (contrast_map < 0).mean() > 0.2
+    expected = np.where(contrast_map > 0, ssim_map, 0).mean()
+    assert image_metrics.ssim(restored, clean) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(336, 400), (333, 399), (161, 170)])
+def test_ms_ssim_composed_from_scikit_image(noisy_pair, size):
+    """Scale by scale; halving is written as a strided convolution over a zero border."""
+    restored, clean = (picture[: size[0], : size[1]] for picture in noisy_pair)
+    first, second = _luma(restored), _luma(clean)
+    expected = 1.0
+    for scale, weight in enumerate(SCALE_WEIGHTS):
+        ssim_map, contrast_map = _skimage_maps(first, second)
+        last = scale == len(SCALE_WEIGHTS) - 1
+        expected *= np.maximum(ssim_map if last else contrast_map, 0).mean() ** weight
+        first, second = (
+            convolve2d(plane, np.full((2, 2), 0.25))[
+                1 - plane.shape[0] % 2 :: 2, 1 - plane.shape[1] % 2 :: 2
+            ][: -(-plane.shape[0] // 2), : -(-plane.shape[1] // 2)]
+            for plane in (first, second)
+        )
+    assert image_metrics.ms_ssim(restored, clean) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("size", [(340, 400), (333, 399)])
+def test_ms_ssim_of_another_implementation(noisy_pair, size):
+    """pytorch-msssim differs only in clamping each scale's mean, not each position."""
+    torch = pytest.importorskip("torch", reason="pytorch-msssim needs PyTorch")
+    other = pytest.importorskip("pytorch_msssim", reason="pytorch-msssim is not installed")
+    restored, clean = (picture[: size[0], : size[1]] for picture in noisy_pair)
+    planes = [torch.from_numpy(_luma(picture))[None, None] for picture in (restored, clean)]
+    expected = other.ms_ssim(*planes, data_range=255, win_size=11, win_sigma=1.5).item()
+    assert image_metrics.ms_ssim(restored, clean) == pytest.approx(expected, abs=2e-6)
+
+
+def test_equal_pictures_score_one():
+    clean = data.astronaut()[:176, :200]
+    assert image_metrics.ssim(clean, clean) == pytest.approx(1)
+    assert image_metrics.ms_ssim(clean, clean) == pytest.approx(1)
+
+
+def test_ms_ssim_needs_a_window_at_the_last_scale(noisy_pair):
+    restored, clean = noisy_pair
+    assert image_metrics.ms_ssim(restored[:161, :161], clean[:161, :161]) is not None
+    assert image_metrics.ms_ssim(restored[:160, :300], clean[:160, :300]) is None
+
+
+@pytest.mark.parametrize("metric", ["psnr", "ssim", "ms_ssim"])
+@pytest.mark.parametrize(
+    ("restored", "reference", "message"),
+    [
+        (np.zeros((20, 30, 3), np.uint8), np.zeros((30, 20, 3), np.uint8), "30x20.*20x30"),
+        (np.zeros((20, 30, 3), np.float32), np.zeros((20, 30, 3), np.uint8), "float32"),
+        (np.zeros((20, 30, 3), np.uint8), np.zeros((20, 30), np.uint8), r"\[20, 30\]"),
+        (np.zeros((20, 30, 4), np.uint8), np.zeros((20, 30, 4), np.uint8), r"\[20, 30, 4\]"),
+    ],
+)
+def test_bad_pictures_are_named(metric, restored, reference, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(image_metrics, metric)(restored, reference)
+
+
+def test_ssim_needs_a_window():
+    small = np.zeros((10, 64, 3), np.uint8)
+    with pytest.raises(ValueError, match="64x10.*at least 11"):
+        image_metrics.ssim(small, small)
