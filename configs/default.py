@@ -17,8 +17,8 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
 
     config.model = ml_collections.ConfigDict()
     config.model.name = model
-    # Fields of the preset to replace, for example config.model.overrides.remat = "dots".
-    config.model.overrides = ml_collections.ConfigDict()
+    # Fields of the preset to replace, as text: "hidden_size=256, remat='dots'".
+    config.model.overrides = ""
 
     # Devices along each axis; -1 takes what is left.
     config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})

@@ -151,8 +151,10 @@ def _window_mean(plane: np.ndarray) -> np.ndarray:
     window = np.exp(-(offsets**2) / (2 * _WINDOW_SIGMA**2))
     window /= window.sum()
     inside = slice(_WINDOW_RADIUS, -_WINDOW_RADIUS)
-    rows = ndimage.correlate1d(plane, window, axis=0)[inside]
-    return ndimage.correlate1d(rows, window, axis=1)[:, inside]
+    # Both passes run along rows that are whole in memory, faster than down columns.
+    for _ in range(2):
+        plane = np.ascontiguousarray(ndimage.correlate1d(plane, window)[:, inside].T)
+    return plane
 
 
 def _halve(plane: np.ndarray) -> np.ndarray:

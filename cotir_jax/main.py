@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 from pathlib import Path
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> None:
     with errors.one_line(_DEBUG.value):
         config, workdir = _CONFIG.value, Path(_WORKDIR.value)
         start = time.monotonic()
+        training_loop.check_config(config)
         data_dir = Path(config.data.dir) if config.data.dir else build_data(config, workdir)
         try:
             result = training_loop.run_training(config, workdir, data_dir)
@@ -96,5 +98,27 @@ def write_sheet(test: Path, results: Path, out: Path, lines: list[str], most: in
     save_picture(contact_sheet(list(rows.values()), list(rows), columns), out)
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags; a misspelt config field is one line that names the accepted ones."""
+    try:
+        return flags.FLAGS(argv)
+    except (AttributeError, KeyError, TypeError) as error:
+        fields = [re.match(r"--config\.([\w.]+)", arg) for arg in argv]
+        flags.FLAGS.unparse_flags()
+        # The config file's flag looks for overrides in sys.argv by itself.
+        sys.argv = [arg for arg in argv if not arg.startswith("--config.")]
+        flags.FLAGS(sys.argv)
+        for field in filter(None, fields):
+            node = _CONFIG.value
+            for name in field[1].split("."):
+                if not hasattr(node, "keys") or name not in node:
+                    accepted = sorted(node.keys()) if hasattr(node, "keys") else "no fields"
+                    sys.exit(f"error: config has no field {field[1]!r}: accepted are {accepted}")
+                node = node[name]
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except flags.Error as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -59,7 +59,7 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Pat
       FloatingPointError: when a loss is not finite; the last good checkpoint is kept.
       Interrupted: after a signal.
     """
-    model_config = presets.preset(config.model.name, **config.model.overrides)
+    model_config = presets.preset(config.model.name, config.model.overrides)
     check_workdir(config, workdir)
     mesh = partitioning.make_mesh(dict(config.mesh))
     index, held_out = ShardIndex.build(data_dir).split(config.data.validation)
@@ -200,12 +200,14 @@ class Loop:
         progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} samples/s", refresh=False)
         if (step + 1) % self.config.log.every == 0:
             averages = {name: float(value) for name, value in self.averages.compute().items()}
-            self.writer.write_scalars(step + 1, averages | {"samples_per_second": rate})
+            averages["samples_per_second"] = rate
+            self.writer.write_scalars(step + 1, averages)
+            with open(self.workdir / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": step + 1, **averages}) + "\n")
             _log.info(
-                "step %d %s samples/s %.1f",
+                "step %d: %s",
                 step + 1,
-                " ".join(f"{name} {value:.4g}" for name, value in averages.items()),
-                rate,
+                ", ".join(f"{name} {value:.4g}" for name, value in averages.items()),
             )
             self.since = (time.monotonic(), 0)
         return values | {"samples_per_second": rate}
@@ -377,6 +379,36 @@ def make_stages(config: ml_collections.ConfigDict) -> list[Stage]:
             Stage(final.first_step, config.train.steps, final.patch_size, final.batch_size)
         )
     return stages
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Finds impossible values before anything is built, downloaded or compiled.
+
+    Raises:
+      ValueError: naming the field and what is accepted.
+    """
+    model_config = presets.preset(config.model.name, config.model.overrides)
+    pipeline.make_autoencoder(model_config)
+    mesh = partitioning.make_mesh(dict(config.mesh))
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    for stage in make_stages(config):
+        if stage.patch_size % model_config.patch:
+            raise ValueError(
+                f"config.train.stages: patch size {stage.patch_size} is not a multiple of "
+                f"{model_config.name}'s {model_config.patch} pixels"
+            )
+        if stage.batch_size % parts:
+            raise ValueError(
+                f"config.train.stages: batch size {stage.batch_size} does not divide over data x "
+                f"fsdp x accumulate = {parts}"
+            )
+        if not config.data.dir and stage.patch_size > config.bench.size:
+            raise ValueError(
+                f"config.train.stages: patch size {stage.patch_size} is larger than "
+                f"config.bench.size={config.bench.size}"
+            )
+    if config.init not in ("scratch", "package"):
+        model_folder.load_config(Path(config.init))
 
 
 def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:

@@ -14,9 +14,10 @@ from cotir_jax.models.flux2 import Flux2
 from cotir_jax.models.lora import AdapterParam, trainable_filter
 
 TINY = presets.preset(
-    "nano", hidden_size=64, num_heads=2, num_single_blocks=3, adapter_depth=2, lora_rank=4,
-    prediction="velocity", text_channels=24, text_tokens=5,
-)  # fmt: skip
+    "nano",
+    "hidden_size=64, num_heads=2, num_single_blocks=3, adapter_depth=2, lora_rank=4, "
+    "prediction='velocity', text_channels=24, text_tokens=5",
+)
 
 
 def _noised(model, seed=1):
@@ -118,8 +119,8 @@ def test_shape_and_size_errors():
     with pytest.raises(ValueError, match="must be equal"):
         model.predict(noisy, condition[:, :2], text, timestep)
     with pytest.raises(ValueError, match="add up to the head size"):
-        presets.preset("nano", axes_dim=(8, 8))
+        presets.preset("nano", "axes_dim=(8, 8)")
     with pytest.raises(ValueError, match="unknown model fields"):
-        presets.preset("nano", hidden=3)
+        presets.preset("nano", "hidden=3")
     with pytest.raises(ValueError, match="unknown model"):
         presets.preset("mega")

@@ -12,7 +12,7 @@ from cotir_jax.models import presets
 from cotir_jax.models.flux2 import Flux2
 
 RULES = (("embed", "fsdp"), ("mlp", "tensor"), ("layers", None))
-CONFIG = presets.preset("nano", hidden_size=96, num_heads=3, text_tokens=8)
+CONFIG = presets.preset("nano", "hidden_size=96, num_heads=3, text_tokens=8")
 
 
 def _batch(size=8, patch=32):

@@ -14,6 +14,7 @@ import uuid
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ class ShardIndex:
         files = _find_shards(folder)
         degradations = tuple(sorted({path.parent.name for path in files}))
         prompts = load_prompts(root, degradations)
-        known = [
+        known: list[list[Any]] = [
             [path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns]
             for path in files
             for stat in [path.stat()]
@@ -134,13 +135,13 @@ class ShardIndex:
         # Opened each time: a pool of descriptors would outgrow the limit on thousands of shards.
         descriptor = os.open(self._path(sample), os.O_RDONLY)
         try:
-            found = tuple(
+            lq, hq, meta = (
                 os.pread(descriptor, size, offset)
                 for size, offset in zip(sizes, self.offsets[sample].tolist(), strict=True)
             )
         finally:
             os.close(descriptor)
-        return found if [len(data) for data in found] == sizes else None
+        return (lq, hq, meta) if [len(lq), len(hq), len(meta)] == sizes else None
 
     def name(self, sample: int) -> str:
         """A sample's shard and key, for messages."""
@@ -199,7 +200,7 @@ def _find_shards(folder: Path) -> list[Path]:
 _Found = tuple[dict[str, np.ndarray], list[list[str]]]
 
 
-def _load(cache: Path, known: list[list]) -> _Found | None:
+def _load(cache: Path, known: list[list[Any]]) -> _Found | None:
     """Arrays and problems of the kept index, or None where it is absent, damaged or outdated."""
     try:
         with np.load(cache, allow_pickle=False) as file:
@@ -211,7 +212,7 @@ def _load(cache: Path, known: list[list]) -> _Found | None:
         return None
 
 
-def _scan(files: list[Path], cache: Path, known: list[list]) -> _Found:
+def _scan(files: list[Path], cache: Path, known: list[list[Any]]) -> _Found:
     """Read every shard's headers and keep the result in ``cache``."""
     _log.info("indexing %d shards in %s", len(files), cache.parent)
     with ThreadPoolExecutor(min(16, len(files))) as pool:  # waiting for storage overlaps
@@ -228,7 +229,7 @@ def _scan(files: list[Path], cache: Path, known: list[list]) -> _Found:
         if problem
     ]
     header = json.dumps({"format": _FORMAT, "shards": known, "problems": problems}).encode()
-    _keep(cache, header=np.frombuffer(header, np.uint8), **arrays)
+    _keep(cache, np.frombuffer(header, np.uint8), arrays)
     return arrays, problems
 
 
@@ -264,11 +265,17 @@ def _scan_shard(path: Path) -> tuple[list[list[tuple[int, int]]], str]:
     return rows, "" if mark == bytes(_BLOCK) else "truncated shard (no end-of-archive mark)"
 
 
-def _keep(cache: Path, **arrays: np.ndarray) -> None:
+def _keep(cache: Path, header: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
     temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(
+                stream,
+                header=header,
+                shard=arrays["shard"],
+                offsets=arrays["offsets"],
+                sizes=arrays["sizes"],
+            )
         os.replace(temporary, cache)
     except OSError as error:
         _log.warning("%s cannot be written (%s); the index stays in memory", cache, error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -152,15 +153,29 @@ PRESETS: dict[str, CoTIRConfig] = {
 }
 
 
-def preset(name: str, **overrides: Any) -> CoTIRConfig:
+def preset(name: str, overrides: str = "") -> CoTIRConfig:
     """Returns the preset `name` with some fields replaced.
 
+    Args:
+      name: key of `PRESETS`.
+      overrides: keyword arguments as text, "hidden_size=256, remat='dots'".
+
     Raises:
-      ValueError: for an unknown preset or field.
+      ValueError: for an unknown preset or field, or values that do not fit together.
     """
     if name not in PRESETS:
         raise ValueError(f"unknown model {name!r}: known are {sorted(PRESETS)}")
-    return _replace(PRESETS[name], overrides)
+    try:
+        call = ast.parse(f"f({overrides})", mode="eval").body
+        fields = {word.arg: ast.literal_eval(word.value) for word in call.keywords}
+    except (SyntaxError, ValueError):
+        raise ValueError(f"model overrides {overrides!r}: write them as field=value, ...") from None
+    known = {field.name for field in dataclasses.fields(CoTIRConfig)}
+    if set(fields) - known:
+        raise ValueError(
+            f"unknown model fields {sorted(set(fields) - known)}: known are {sorted(known)}"
+        )
+    return dataclasses.replace(PRESETS[name], **fields)
 
 
 def from_dict(fields: Mapping[str, Any]) -> CoTIRConfig:
@@ -201,12 +216,3 @@ def from_release(sizes: Mapping[str, Any], text_tokens: int) -> CoTIRConfig:
         dtype="float32",
         remat="none",
     )
-
-
-def _replace(config: CoTIRConfig, overrides: Mapping[str, Any]) -> CoTIRConfig:
-    known = {field.name for field in dataclasses.fields(CoTIRConfig)}
-    if set(overrides) - known:
-        raise ValueError(
-            f"unknown model fields {sorted(set(overrides) - known)}: known are {sorted(known)}"
-        )
-    return dataclasses.replace(config, **overrides)

@@ -29,22 +29,24 @@ from cotir_jax.data.shard_index import ShardIndex
 TOKENIZER = Path(__file__).parents[2] / "cotir_jax" / "weights" / "minilm" / "tokenizer.json"
 
 
-def bare_seconds(pictures: list[bytes], threads: int) -> float:
-    """Seconds to decode all of them."""
+def bare_seconds(pictures: list[bytes], threads: int) -> tuple[float, float]:
+    """Seconds, and CPU seconds of this process, to decode all of them."""
 
     def decode(data: bytes) -> None:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
 
     with ThreadPoolExecutor(threads) as pool:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         for _ in pool.map(decode, pictures):
             pass
-        return time.perf_counter() - start
+        return time.perf_counter() - start, time.process_time() - cpu
 
 
-def pipeline_seconds(index: ShardIndex, steps: int, arguments: argparse.Namespace) -> float:
-    """Seconds until the last batch is there, from when the threads are all at work."""
+def pipeline_seconds(
+    index: ShardIndex, steps: int, arguments: argparse.Namespace
+) -> tuple[float, float]:
+    """Seconds, and CPU seconds of this process, from all threads at work to the last batch."""
     early = _early_batches(arguments)
     stage = Stage(0, steps + early, arguments.patch, arguments.batch)
     iterator = iter(
@@ -61,10 +63,10 @@ def pipeline_seconds(index: ShardIndex, steps: int, arguments: argparse.Namespac
     )
     for _ in range(early):
         next(iterator)
-    start = time.perf_counter()
-    for batch in iterator:
-        assert not batch["corrupt"].any()
-    seconds = time.perf_counter() - start
+    start, cpu = time.perf_counter(), time.process_time()
+    for _ in range(steps):
+        assert not next(iterator)["corrupt"].any()
+    seconds = time.perf_counter() - start, time.process_time() - cpu
     iterator.close()
     return seconds
 
@@ -98,15 +100,16 @@ def main() -> None:
         for number in range(early, early + count):
             degradation, place = locate(number, seed=0, counts=index.counts)
             pictures += index.read(int(index.ranges[degradation, 0]) + place)[:2]
-        bare, whole = [], []
+        bare, whole, cpu = [], [], []
         for turn in range(arguments.turns + 1):
             seconds = [
                 bare_seconds(pictures, max(1, arguments.workers) * arguments.threads),
                 pipeline_seconds(index, arguments.steps, arguments),
             ]
             if turn:  # the first turn warms caches
-                bare.append(len(pictures) / seconds[0])
-                whole.append(len(pictures) / seconds[1])
+                bare.append(len(pictures) / seconds[0][0])
+                whole.append(len(pictures) / seconds[1][0])
+                cpu.append(seconds[0][1] / seconds[1][1])
     ratios = [b / a for a, b in zip(bare, whole, strict=True)]
     print(
         json.dumps(
@@ -118,6 +121,8 @@ def main() -> None:
                 "pipeline_pictures_per_second": round(statistics.median(whole), 1),
                 "ratio": round(statistics.median(ratios), 3),
                 "ratio_min_max": [round(min(ratios), 3), round(max(ratios), 3)],
+                # Other programs on the cores disturb this less. Of this process alone.
+                "cpu_ratio": None if arguments.workers else round(statistics.median(cpu), 3),
             }
         )
     )
