@@ -151,6 +151,7 @@ class Loop:
                         self.checkpoints.wait()
                         progress.close()
                         raise Interrupted(f"signal {self.signal}: saved at step {step}")
+                iterator.close()
             first_sample += (stage.last_step - begin) * stage.batch_size
         progress.close()
         self.checkpoints.wait()

@@ -90,8 +90,7 @@ def load_model(
     """
     stored = load_config(folder)
     config = config or stored
-    model = nnx.eval_shape(lambda: Flux2(config, rngs=nnx.Rngs(0)))
-    state = nnx.state(model, nnx.Param)
+    structure, state = jax.eval_shape(lambda: nnx.split(Flux2(config, rngs=nnx.Rngs(0))))
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
@@ -111,8 +110,7 @@ def load_model(
             raise ValueError(f"{path}: weights cannot be read: {reason}") from None
     for key, variable in nnx.to_flat_state(state):
         variable.set_value(weights[".".join(map(str, key))])
-    nnx.update(model, state)
-    return model
+    return nnx.merge(structure, state)
 
 
 def _sizes(config: presets.CoTIRConfig) -> dict[str, Any]:
