@@ -276,7 +276,8 @@ def init_state(model: Flux2, settings: TrainSettings, seed: int) -> tuple[nnx.St
     Returns:
       frozen weights, training state.
     """
-    graphdef, trainable, frozen = nnx.split(model, trainable_filter(settings.trainable), ...)
+    which = trainable_filter(settings.trainable)
+    graphdef, trainable, frozen = nnx.split(model, which, ...)  # type: ignore[misc]
     trainable = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
     multipliers = jnp.zeros((settings.multiplier_groups, len(objective.THOUGHTS)), jnp.float32)
     state = TrainState(

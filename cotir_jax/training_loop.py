@@ -194,7 +194,8 @@ class Loop:
         new = self.kind.single_from_model_output(
             **{name: jnp.asarray(value) for name, value in values.items()}
         )
-        self.averages = self.averages.merge(new) if self.since[1] else new
+        fresh = self.averages is None or not self.since[1]
+        self.averages = new if fresh else self.averages.merge(new)
         start, count = self.since
         self.since = (start, count + 1)
         rate = (count + 1) * stage.batch_size / (time.monotonic() - start)
@@ -264,12 +265,11 @@ def create_state(
         if folder == "package":
             folder = model_folder.PACKAGED / model_config.name
         model = model_folder.load_model(Path(folder), mesh, rules, model_config)
-        split = jax.jit(
+        structure, weights = nnx.split(model)
+        frozen, state = jax.jit(
             lambda weights: train.init_state(nnx.merge(structure, weights), settings, config.seed),
             out_shardings=placement,
-        )
-        structure, weights = nnx.split(model)
-        frozen, state = split(weights)
+        )(weights)
     return frozen, state, placement[1]
 
 

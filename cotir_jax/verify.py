@@ -191,7 +191,10 @@ _METRICS = {"loss": "loss", "img_loss": "velocity_loss", "grad_norm": "gradient_
 def _settings(record: dict) -> train.TrainSettings:
     optimizer, dual = record["optimizer"], record["multiplier_optimizer"]
     # Written as a sentence there: "linear warmup from 0 over 2 steps, cosine to 0 at step 8; ...".
-    warmup, total = re.search(r"over (\d+) steps.*? at step (\d+)", optimizer["schedule"]).groups()
+    found = re.search(r"over (\d+) steps.*? at step (\d+)", optimizer["schedule"])
+    if found is None:
+        raise ValueError(f"train_trajectory.json: unknown schedule {optimizer['schedule']!r}")
+    warmup, total = found.groups()
     return train.TrainSettings(
         learning_rate=optimizer["peak_learning_rate"],
         warmup_steps=int(warmup),

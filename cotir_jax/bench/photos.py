@@ -98,7 +98,8 @@ def sample_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
     """
     height, width = photo.shape[:2]
     fits = size / min(height, width)
-    best, most_content = photo, -1.0
+    best: tuple[float, ...] = ()
+    most_content = -1.0
     for _ in range(6):
         scale = fits if fits >= 1 else float(np.exp(rng.uniform(np.log(fits), 0)))
         side = min(size / scale, height, width)

@@ -67,7 +67,8 @@ def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         _check_end(stream, path)
         try:
             with tarfile.open(fileobj=stream, mode="r:") as tar:
-                key, sample = "", {}
+                key = ""
+                sample: dict[str, bytes] = {}
                 for member in tar:
                     if not member.isfile():
                         continue

@@ -72,7 +72,8 @@ def fill(model: nnx.Module, sources: list[Source], tensors: Mapping[str, np.ndar
     """
     state = nnx.state(model, nnx.Param)
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    used, problems = set(), []
+    used: set[str] = set()
+    problems: list[str] = []
     for source in sources:
         missing = [name for name in source.names if name not in tensors]
         problems += [f"missing {name}" for name in missing]

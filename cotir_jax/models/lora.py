@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -15,7 +17,7 @@ class AdapterParam(nnx.Param):
 LORA_AND_ADAPTER = nnx.Any(nnx.LoRAParam, AdapterParam)
 
 
-def trainable_filter(which: str) -> nnx.filterlib.Filter:
+def trainable_filter(which: str) -> Any:
     """NNX filter of the weights that train.
 
     Args:
@@ -25,7 +27,7 @@ def trainable_filter(which: str) -> nnx.filterlib.Filter:
     Raises:
       ValueError: for any other value.
     """
-    filters = {"lora_and_adapter": LORA_AND_ADAPTER, "all": nnx.Param}
+    filters: dict[str, Any] = {"lora_and_adapter": LORA_AND_ADAPTER, "all": nnx.Param}
     if which not in filters:
         raise ValueError(f"trainable={which!r}: accepted are {sorted(filters)}")
     return filters[which]

@@ -160,7 +160,12 @@ def low_resolution(
     small = [max(round(side / params.factor), 1) for side in (height, width)]
     down, up = Image.Resampling[params.down], Image.Resampling[params.up]
     channels = [
-        resize(resize(np.ascontiguousarray(picture[..., c]), *small, down), height, width, up)
+        resize(
+            resize(np.ascontiguousarray(picture[..., c]), small[0], small[1], down),
+            height,
+            width,
+            up,
+        )
         for c in range(3)
     ]
     return np.clip(np.stack(channels, axis=2), 0, 1)
