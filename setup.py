@@ -28,6 +28,7 @@ setup(
         "test": [
             "pytest>=8",
             "pytest-timeout",
+            "pytorch-msssim>=1.0",
             "torch>=2.6",
             "transformers>=4.56",
             "ruff>=0.12",
