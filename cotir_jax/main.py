@@ -15,7 +15,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from cotir_jax import errors, evaluate, restore, training_loop
+from cotir_jax import errors, evaluate, restore, run_config, training_loop
 from cotir_jax.bench.build import build_bench
 from cotir_jax.pictures import contact_sheet, load_picture, save_picture
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     with errors.one_line(_DEBUG.value):
         config, workdir = _CONFIG.value, Path(_WORKDIR.value)
         start = time.monotonic()
-        training_loop.check_config(config)
+        run_config.check_config(config)
         data_dir = Path(config.data.dir) if config.data.dir else build_data(config, workdir)
         try:
             result = training_loop.run_training(config, workdir, data_dir)
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
 
 def build_data(config, workdir: Path) -> Path:
     """Builds the benchmark of `config.bench` in the workdir, once."""
-    training_loop.check_workdir(config, workdir)
+    run_config.check_workdir(config, workdir)
     out, bench = workdir / "bench", config.bench
     if not out.exists():
         build_bench(

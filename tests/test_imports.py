@@ -15,11 +15,12 @@ MAY_IMPORT = {
     "bench": {"bench", "pictures"},
     "data": {"data", "bench", "pictures", "partitioning"},
     "train": PURE | {"models"},
-    "training_loop": PURE | {"train", "models", "checkpoints", "data", "bench"},
+    "run_config": PURE | {"train", "models", "checkpoints", "data"},
+    "training_loop": PURE | {"run_config", "train", "models", "checkpoints", "data"},
     "restore": PURE | {"models", "checkpoints"},
     "evaluate": PURE,
     "verify": PURE | {"train", "models", "checkpoints"},
-    "main": PURE | {"training_loop", "restore", "evaluate", "bench"},
+    "main": PURE | {"run_config", "training_loop", "restore", "evaluate", "bench"},
     "cli": PURE | {"restore", "evaluate", "bench", "verify"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
