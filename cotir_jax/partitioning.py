@@ -18,6 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 MESH_AXES = ("data", "fsdp", "tensor")
 Rules = Sequence[tuple[str, str | None]]
 
+# Logical axis of a weight -> mesh axis, where a config says nothing else.
+RULES: Rules = (("embed", "fsdp"), ("mlp", "tensor"), ("vocab", "tensor"), ("layers", None))
+
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the mesh; one size may be -1, which takes the devices that are left.

@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cotir_jax import partitioning
+from cotir_jax import partitioning, text
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.models import pipeline
-from cotir_jax.models.flux2 import Flux2
-from cotir_jax.models.text.encode import TextEncoder
+from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
+from cotir_jax.models.transformer import Text, Transformer
 from cotir_jax.pictures import list_pictures, load_picture, save_picture, side_by_side
 
 DEFAULT_PROMPT = "Please restore this degraded photo."
@@ -29,23 +29,26 @@ class Restorer:
 
     Args:
       model: the transformer.
-      mesh: devices that it lies on.
+      autoencoder: of pictures and latents.
+      encoders: of prompts.
+      mesh: devices that all lie on.
     """
 
-    def __init__(self, model: Flux2, mesh: Mesh):
-        if model.config.text_encoder != "minilm":
-            raise ValueError(
-                f"{model.config.name} needs the {model.config.text_encoder} text encoder, which "
-                "this version does not have; use the nano model"
-            )
+    def __init__(
+        self,
+        model: Transformer,
+        autoencoder: Autoencoder | PatchAutoencoder,
+        encoders: text.TextEncoders,
+        mesh: Mesh,
+    ):
         self.config = model.config
         self.mesh = mesh
-        self.text = TextEncoder(model.config.text_tokens)
-        graphdef, self.weights = nnx.split(model)
+        self.encoders = encoders
+        graphdef, self.weights = nnx.split((model, autoencoder))
 
-        def run(weights, pictures, text_embeddings, key, num_steps):
+        def run(weights, pictures, prompt, empty, key, num_steps):
             return pipeline.restore_pictures(
-                nnx.merge(graphdef, weights), pictures, text_embeddings, key, num_steps
+                *nnx.merge(graphdef, weights), pictures, prompt, key, num_steps, empty
             )
 
         self.program = jax.jit(run, static_argnames="num_steps")
@@ -54,14 +57,23 @@ class Restorer:
     def load(cls, folder: str | Path = "nano", mesh: Mesh | None = None) -> Restorer:
         """Loads a model folder; a bare name that is no folder means one shipped with the package.
 
+        Args:
+          folder: from `cotir convert` or from training.
+          mesh: devices to use; by default all, with the weights spread over them.
+
         Raises:
-          ValueError: when there is no such model, or it is damaged.
+          ValueError: when there is no such model, it is damaged, or lacks a part.
         """
         path = Path(folder)
         if not path.exists() and path.name == str(folder):
             path = model_folder.PACKAGED / path.name
-        mesh = mesh or partitioning.make_mesh({"data": -1})
-        return cls(model_folder.load_model(path, mesh, rules=()), mesh)
+        config = model_folder.load_config(path)
+        mesh = mesh or partitioning.make_mesh({"fsdp": -1})
+        rules = partitioning.RULES
+        # The small parts first: what is missing shows before gigabytes are read.
+        autoencoder = model_folder.load_autoencoder(path, mesh)
+        encoders = text.load_text_encoders(path, config, mesh, rules)
+        return cls(model_folder.load_model(path, mesh, rules), autoencoder, encoders, mesh)
 
     def __call__(
         self,
@@ -69,7 +81,7 @@ class Restorer:
         prompt: str = DEFAULT_PROMPT,
         *,
         num_steps: int | None = None,
-        seed: int = 0,
+        key: jax.Array | None = None,
         tile: int | None = None,
     ) -> np.ndarray:
         """Restores one picture at its own size.
@@ -78,7 +90,7 @@ class Restorer:
           picture: uint8 `[height, width, 3]`.
           prompt: what is wrong with it, in words.
           num_steps: sampling steps; the model's own number by default.
-          seed: of the starting noise.
+          key: of the starting noise; `jax.random.key(0)` by default.
           tile: side of the tiles in pixels, a multiple of the patch; 0 for the whole picture.
 
         Returns:
@@ -99,22 +111,27 @@ class Restorer:
         shape = (tile, tile) if tile else (_up(height, patch), _up(width, patch))
         padded = _pad(picture, shape)
         tiles, corners = _cut(padded, shape)
-        restored = self._run(tiles, prompt, num_steps or self.config.num_steps, seed)
+        key = jax.random.key(0) if key is None else key
+        restored = self._run(tiles, prompt, num_steps or self.config.num_steps, key)
         return _blend(restored, corners, padded.shape)[:height, :width]
 
-    def _run(self, tiles: np.ndarray, prompt: str, num_steps: int, seed: int) -> np.ndarray:
-        ids, mask = self.text.tokenize([prompt])
-        embedding = np.repeat(self.text(ids, mask), TILE_BATCH, axis=0)
-        key = jax.random.key(seed)
+    def _run(self, tiles: np.ndarray, prompt: str, num_steps: int, key: jax.Array) -> np.ndarray:
+        batch = min(TILE_BATCH, len(tiles)) if self.config.tile == 0 else TILE_BATCH
+        guided = self.config.guidance > 0 and not self.config.guidance_embed
+        prompts = self._texts(prompt, batch), self._texts("", batch) if guided else None
         results = []
         with jax.set_mesh(self.mesh):
-            for start in range(0, len(tiles), TILE_BATCH):
-                part = tiles[start : start + TILE_BATCH]
-                missing = TILE_BATCH - len(part)
+            for start in range(0, len(tiles), batch):
+                part = tiles[start : start + batch]
+                missing = batch - len(part)
                 full = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-                out = self.program(self.weights, full, embedding, key, num_steps=num_steps)
+                out = self.program(self.weights, full, *prompts, key, num_steps=num_steps)
                 results.append(np.asarray(out)[: len(part)])
         return np.concatenate(results)
+
+    def _texts(self, prompt: str, batch: int) -> Text:
+        one = text.encode_prompts(self.encoders, [prompt])
+        return jax.tree.map(lambda x: np.repeat(x, batch, axis=0), one)
 
 
 def restore_path(
@@ -133,6 +150,7 @@ def restore_path(
     Args:
       source: picture file or folder.
       out: a file name for a single picture, or a folder; it is made where needed.
+      seed: of the starting noise.
       compare: write degraded and restored side by side instead of the restored picture.
 
     Yields:
@@ -144,7 +162,7 @@ def restore_path(
     """
     source, out = Path(source), Path(out)
     single = source.is_file()
-    failed = []
+    failed, key = [], jax.random.key(seed)
     paths = [source] if single else list_pictures(source)
     for path in paths:
         target = out if single and out.suffix else out / f"{path.stem}.png"
@@ -156,7 +174,7 @@ def restore_path(
             failed.append(path.name)
             yield f"skipped {error}"
             continue
-        restored = restorer(picture, prompt, num_steps=num_steps, seed=seed, tile=tile)
+        restored = restorer(picture, prompt, num_steps=num_steps, key=key, tile=tile)
         save_picture(side_by_side([picture, restored]) if compare else restored, target)
         yield f"{path.name} {picture.shape[1]}x{picture.shape[0]} -> {target}"
     if failed:

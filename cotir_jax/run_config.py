@@ -12,7 +12,7 @@ import ml_collections
 from cotir_jax import partitioning, train
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.data.batches import Stage
-from cotir_jax.models import pipeline, presets
+from cotir_jax.models import presets
 
 # Sections of the config that may change when a run is continued.
 FREE_SECTIONS = ("log", "checkpoint", "evaluate", "mesh", "sharding_rules")
@@ -68,7 +68,6 @@ def check_config(config: ml_collections.ConfigDict) -> None:
       ValueError: naming the field and what is accepted.
     """
     model_config = presets.preset(config.model.name, config.model.overrides)
-    pipeline.make_autoencoder(model_config)
     mesh = partitioning.make_mesh(dict(config.mesh))
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
     for stage in make_stages(config):
@@ -87,8 +86,23 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 f"config.train.stages: patch size {stage.patch_size} is larger than "
                 f"config.bench.size={config.bench.size}"
             )
-    if config.init not in ("scratch", "package"):
-        model_folder.load_config(Path(config.init))
+    folder = init_folder(config)
+    if folder is not None:
+        model_folder.load_config(folder)
+    if model_config.text_encoder != "minilm" and config.init in ("scratch", "package"):
+        raise ValueError(
+            f"config.init={config.init!r}: {model_config.name} trains from its published weights; "
+            "give the folder that cotir convert wrote"
+        )
+
+
+def init_folder(config: ml_collections.ConfigDict) -> Path | None:
+    """The model folder that training starts from, None for none."""
+    if config.init == "scratch":
+        return None
+    if config.init == "package":
+        return model_folder.PACKAGED / config.model.name
+    return Path(config.init)
 
 
 def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:

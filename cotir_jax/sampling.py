@@ -38,6 +38,12 @@ def flux2_schedule(num_steps: int, num_tokens: int) -> np.ndarray:
     return _shifted(num_steps, slope * num_steps + (mu_200 - 200.0 * slope))
 
 
+def schedule(family: str, num_steps: int, num_tokens: int) -> np.ndarray:
+    """The schedule of "flux1" or "flux2"; arguments and result as `flux1_schedule`."""
+    functions = {"flux1": flux1_schedule, "flux2": flux2_schedule}
+    return functions[family](num_steps, num_tokens)
+
+
 def _shifted(num_steps: int, mu: float) -> np.ndarray:
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps}: at least one sampling step is needed")

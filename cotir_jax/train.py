@@ -14,10 +14,11 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax import objective
-from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.lora import trainable_filter
-from cotir_jax.models.pipeline import make_autoencoder, to_unit_range
+from cotir_jax.models.pipeline import to_unit_range
 from cotir_jax.models.presets import CoTIRConfig
+from cotir_jax.models.transformer import Text, Transformer, predict
 
 
 class TrainSettings(NamedTuple):
@@ -60,6 +61,18 @@ class TrainSettings(NamedTuple):
     trainable: str = "lora_and_adapter"
 
 
+class Frozen(NamedTuple):
+    """Weights that a training step reads and never changes.
+
+    Attributes:
+      transformer: those of the transformer that do not train.
+      autoencoder: all of the autoencoder's.
+    """
+
+    transformer: nnx.State
+    autoencoder: nnx.State
+
+
 @flax.struct.dataclass
 class TrainState:
     """All that changes while training, and the static description of the step.
@@ -72,8 +85,9 @@ class TrainState:
       dual_state: of the dual ascent.
       key: random key of the run; step n draws from `fold_in(key, n)`.
       ema: average of the trainable weights, or None.
-      graphdef: the model's structure.
-      config: the model's sizes.
+      graphdef: the transformer's structure.
+      autoencoder: the autoencoder's structure.
+      config: the transformer's sizes.
       settings: see `TrainSettings`.
     """
 
@@ -85,13 +99,14 @@ class TrainState:
     key: jax.Array
     ema: nnx.State | None
     graphdef: nnx.GraphDef = flax.struct.field(pytree_node=False)
+    autoencoder: nnx.GraphDef = flax.struct.field(pytree_node=False)
     config: CoTIRConfig = flax.struct.field(pytree_node=False)
     settings: TrainSettings = flax.struct.field(pytree_node=False)
 
 
 def loss_fn(
     trainable: nnx.State,
-    frozen: nnx.State,
+    frozen: Frozen,
     state: TrainState,
     inputs: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -103,34 +118,39 @@ def loss_fn(
       state: gives structure, settings and multipliers.
       inputs: `latents`, `condition`, `noise` `[batch, height, width, channels]`; `timestep`
         `[batch]`; `prompt`, `scene`, `degradation`, `plan` `[batch, text_tokens, text_channels]`;
-        `group` `[batch]`; with `mask_padding` also `*_mask` `[batch, text_tokens]`.
+        `group` `[batch]`; `pooled` `[batch, pooled_channels]` for the flux1 family; with
+        `mask_padding` also `*_mask` `[batch, text_tokens]`.
 
     Returns:
       The scalar Lagrangian; `velocity_loss` (scalar) and per-sample `constraint_losses`
       `[batch, 3]`.
     """
     settings = state.settings
-    model: Flux2 = nnx.merge(state.graphdef, trainable, frozen)
+    model: Transformer = nnx.merge(state.graphdef, trainable, frozen.transformer)
     noisy = objective.noisy_latents(inputs["latents"], inputs["noise"], inputs["timestep"])
     guidance = (
         jnp.full_like(inputs["timestep"], settings.guidance)
         if model.config.guidance_embed
         else None
     )
-    out = model.predict(noisy, inputs["condition"], inputs["prompt"], inputs["timestep"], guidance)
+    text = Text(inputs["prompt"], inputs.get("pooled"))
+    out = predict(model, noisy, inputs["condition"], text, inputs["timestep"], guidance)
     velocity_loss = objective.velocity_loss(out.image, inputs["noise"], inputs["latents"])
-    written = tuple(inputs[name] for name in objective.THOUGHTS)
-    masks = None
-    if settings.mask_padding:
-        masks = tuple(inputs[f"{name}_mask"] for name in objective.THOUGHTS)
-    losses = objective.constraint_losses((out.scene, out.degradation, out.plan), written, masks)
+    if out.scene is None:  # no adapter: nothing that a thought could be compared with
+        losses = jnp.zeros((len(inputs["timestep"]), len(objective.THOUGHTS)))
+    else:
+        written = tuple(inputs[name] for name in objective.THOUGHTS)
+        masks = None
+        if settings.mask_padding:
+            masks = tuple(inputs[f"{name}_mask"] for name in objective.THOUGHTS)
+        losses = objective.constraint_losses((out.scene, out.degradation, out.plan), written, masks)
     violation, share = _violations(settings, losses, inputs["group"])
     loss = objective.lagrangian(velocity_loss, violation, share, state.multipliers)
     return loss, {"velocity_loss": velocity_loss, "constraint_losses": losses}
 
 
 def update(
-    frozen: nnx.State, state: TrainState, inputs: Mapping[str, jax.Array]
+    frozen: Frozen, state: TrainState, inputs: Mapping[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One primal step on the weights, then one dual step on the multipliers.
 
@@ -174,7 +194,7 @@ def update(
 
 
 def train_step(
-    frozen: nnx.State, state: TrainState, batch: Mapping[str, jax.Array]
+    frozen: Frozen, state: TrainState, batch: Mapping[str, jax.Array]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Encodes a batch, draws noise and timesteps, and updates; the function that is jitted.
 
@@ -182,18 +202,20 @@ def train_step(
       frozen: weights that do not train.
       state: the training state; donated by the loop.
       batch: `lq`, `hq` uint8 `[batch, size, size, 3]`; `prompt`, `scene`, `degradation`, `plan`
-        text embeddings; `group` `[batch]`; `*_mask`.
+        text embeddings; `pooled` for the flux1 family; `group` `[batch]`; `*_mask`.
 
     Returns:
       The new state and scalar metrics.
     """
-    return update(frozen, state, draw_inputs(state, batch))
+    return update(frozen, state, draw_inputs(frozen, state, batch))
 
 
-def draw_inputs(state: TrainState, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def draw_inputs(
+    frozen: Frozen, state: TrainState, batch: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
     """Latents, noise and timesteps of this step, a function of (run key, step, batch)."""
     settings = state.settings
-    autoencoder = make_autoencoder(state.config)
+    autoencoder = nnx.merge(state.autoencoder, frozen.autoencoder)
     latents = autoencoder.encode(to_unit_range(batch["hq"]))
     condition = autoencoder.encode(to_unit_range(batch["lq"]))
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -210,7 +232,7 @@ def draw_inputs(state: TrainState, batch: Mapping[str, jax.Array]) -> dict[str, 
     }
 
 
-def _gradients(frozen: nnx.State, state: TrainState, inputs: Mapping[str, jax.Array]):
+def _gradients(frozen: Frozen, state: TrainState, inputs: Mapping[str, jax.Array]):
     """Loss, velocity loss, per-sample constraint losses and gradients, over all micro-batches."""
     count = state.settings.accumulate
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
@@ -263,13 +285,19 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
     )
 
 
-def init_state(model: Flux2, settings: TrainSettings, seed: int) -> tuple[nnx.State, TrainState]:
+def init_state(
+    model: Transformer,
+    autoencoder: Autoencoder | PatchAutoencoder,
+    settings: TrainSettings,
+    seed: int,
+) -> tuple[Frozen, TrainState]:
     """Splits a model into frozen weights and a fresh training state.
 
     Works on real and on abstract models (under `jax.eval_shape`).
 
     Args:
       model: the transformer.
+      autoencoder: gives the latents.
       settings: see `TrainSettings`.
       seed: of noise and timesteps.
 
@@ -277,7 +305,8 @@ def init_state(model: Flux2, settings: TrainSettings, seed: int) -> tuple[nnx.St
       frozen weights, training state.
     """
     which = trainable_filter(settings.trainable)
-    graphdef, trainable, frozen = nnx.split(model, which, ...)  # type: ignore[misc]
+    graphdef, trainable, base = nnx.split(model, which, ...)  # type: ignore[misc]
+    autoencoder_graph, autoencoder_weights = nnx.split(autoencoder)
     trainable = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
     multipliers = jnp.zeros((settings.multiplier_groups, len(objective.THOUGHTS)), jnp.float32)
     state = TrainState(
@@ -289,10 +318,11 @@ def init_state(model: Flux2, settings: TrainSettings, seed: int) -> tuple[nnx.St
         key=jax.random.key_data(jax.random.key(seed)),
         ema=jax.tree.map(jnp.copy, trainable) if settings.ema_decay else None,
         graphdef=graphdef,
+        autoencoder=autoencoder_graph,
         config=model.config,
         settings=settings,
     )
-    return frozen, state
+    return Frozen(base, autoencoder_weights), state
 
 
 def restored_weights(state: TrainState) -> nnx.State:

@@ -21,14 +21,14 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from cotir_jax import partitioning, run_config, train
+from cotir_jax import text as text_lib
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.checkpoints.training import METRIC, TrainingCheckpoints
 from cotir_jax.data.batches import CorruptCounter, Stage, stage_batches
 from cotir_jax.data.shard_index import ShardIndex
 from cotir_jax.metric_writer import create_writer
 from cotir_jax.models import pipeline, presets
-from cotir_jax.models.flux2 import Flux2
-from cotir_jax.models.text.encode import TextEncoder
+from cotir_jax.models.transformer import Text, make_transformer
 from cotir_jax.pictures import save_picture, side_by_side
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,10 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Pat
     index, held_out = ShardIndex.build(data_dir).split(config.data.validation)
     settings = run_config.train_settings(config, len(index.degradations))
     stages = run_config.make_stages(config)
-    text = TextEncoder(model_config.text_tokens, config.data.cached_texts)
+    text = text_lib.load_text_encoders(
+        run_config.init_folder(config), model_config, mesh, config.sharding_rules,
+        config.data.text_cache_gb,
+    )  # fmt: skip
     with jax.set_mesh(mesh):
         frozen, state, placement = create_state(config, model_config, settings, mesh)
         checkpoints = TrainingCheckpoints(workdir / "checkpoints", config.checkpoint.keep)
@@ -75,10 +78,14 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Pat
         _log.info("%d weights train", parameter_overview.count_parameters(trained))
         overview = parameter_overview.get_parameter_overview(trained, include_stats=False)
         loop.writer.write_texts(0, {"trainable weights": f"```\n{overview}\n```"})
-        loop.validation = validation_batch(held_out, config, stages[-1], text)
+        if held_out is not None:
+            loop.validation_count = config.data.validation * len(held_out.degradations)
+            loop.validation = validation_batches(
+                held_out, loop.validation_count, config, model_config, stages[-1], text
+            )
         try:
             state, metrics = loop.run(frozen, state, placement, index, stages, first)
-            write_model(workdir, checkpoints, frozen, state, placement)
+            write_model(workdir, config, checkpoints, frozen, state, placement)
         finally:
             loop.writer.close()
             checkpoints.close()
@@ -93,14 +100,15 @@ class Loop:
         config: ml_collections.ConfigDict,
         workdir: Path,
         mesh: Mesh,
-        text: TextEncoder,
+        text: text_lib.TextEncoders,
         checkpoints: TrainingCheckpoints,
     ):
         self.config, self.workdir, self.mesh, self.text = config, workdir, mesh, text
         self.checkpoints = checkpoints
         self.writer = create_writer(workdir / "events")
         self.corrupt = CorruptCounter()
-        self.validation: dict[str, np.ndarray] | None = None
+        self.validation: list[dict[str, np.ndarray]] = []
+        self.validation_count = 0
         self.signal: int | None = None
         self.validate = jax.jit(_validate)
         self.kind: type[clu_metrics.Collection] | None = None
@@ -109,7 +117,7 @@ class Loop:
 
     def run(
         self,
-        frozen: nnx.State,
+        frozen: train.Frozen,
         state: train.TrainState,
         placement: train.TrainState,
         index: ShardIndex,
@@ -162,8 +170,8 @@ class Loop:
                 index,
                 stage,
                 seed=self.config.seed,
-                tokenizer_file=self.text.tokenizer_file,
-                text_tokens=self.text.tokens,
+                tokenizer=self.text.tokens.tokenizer,
+                pooled_tokenizer=self.text.pooled and self.text.pooled.tokenizer,
                 vague_schedule=tuple(data.vague),
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
@@ -214,15 +222,21 @@ class Loop:
     def _save(
         self,
         step: int,
-        frozen: nnx.State,
+        frozen: train.Frozen,
         state: train.TrainState,
         iterator: Iterator,
         validated: bool,
     ) -> None:
         metrics = {}
-        if validated and self.validation is not None:
-            restored = np.asarray(self.validate(frozen, state, self.validation))
-            hq, lq = self.validation["hq"], self.validation["lq"]
+        if validated and self.validation:
+            count = self.validation_count
+            restored = np.concatenate(
+                [np.asarray(self.validate(frozen, state, batch)) for batch in self.validation]
+            )[:count]
+            lq, hq = (
+                np.concatenate([batch[name] for batch in self.validation])[:count]
+                for name in ("lq", "hq")
+            )
             metrics = {METRIC: _mean_psnr(restored, hq), "input_psnr": _mean_psnr(lq, hq)}
             _log.info("step %d validation %s", step, metrics)
             shown = min(self.config.log.pictures, len(hq))
@@ -242,7 +256,7 @@ def create_state(
     model_config: presets.CoTIRConfig,
     settings: train.TrainSettings,
     mesh: Mesh,
-) -> tuple[nnx.State, train.TrainState, train.TrainState]:
+) -> tuple[train.Frozen, train.TrainState, train.TrainState]:
     """Builds frozen weights and training state straight onto the mesh.
 
     Returns:
@@ -250,82 +264,106 @@ def create_state(
     """
     rules = config.sharding_rules
 
-    def fresh() -> tuple[nnx.State, train.TrainState]:
-        model = Flux2(model_config, rngs=nnx.Rngs(config.seed))
-        return train.init_state(model, settings, config.seed)
+    def fresh() -> tuple[train.Frozen, train.TrainState]:
+        rngs = nnx.Rngs(config.seed)
+        model = make_transformer(model_config, rngs=rngs)
+        autoencoder = pipeline.make_autoencoder(model_config, rngs=rngs)
+        return train.init_state(model, autoencoder, settings, config.seed)
 
-    placement = partitioning.shardings(jax.eval_shape(fresh), mesh, rules)
-    if config.init == "scratch":
+    folder = run_config.init_folder(config)
+    if folder is None:
+        placement = partitioning.shardings(jax.eval_shape(fresh), mesh, rules)
         frozen, state = jax.jit(fresh, out_shardings=placement)()
     else:
-        folder = config.init
-        if folder == "package":
-            folder = model_folder.PACKAGED / model_config.name
-        model = model_folder.load_model(Path(folder), mesh, rules, model_config)
-        structure, weights = nnx.split(model)
-        frozen, state = jax.jit(
-            lambda weights: train.init_state(nnx.merge(structure, weights), settings, config.seed),
-            out_shardings=placement,
-        )(weights)
+        autoencoder = model_folder.load_autoencoder(folder, mesh)
+        model = model_folder.load_model(folder, mesh, rules, model_config)
+        structure, weights = nnx.split((model, autoencoder))
+
+        def continued(weights: nnx.State) -> tuple[train.Frozen, train.TrainState]:
+            return train.init_state(*nnx.merge(structure, weights), settings, config.seed)
+
+        placement = partitioning.shardings(jax.eval_shape(continued, weights), mesh, rules)
+        frozen, state = jax.jit(continued, out_shardings=placement)(weights)
     return frozen, state, placement[1]
 
 
 def write_model(
     workdir: Path,
+    config: ml_collections.ConfigDict,
     checkpoints: TrainingCheckpoints,
-    frozen: nnx.State,
+    frozen: train.Frozen,
     state: train.TrainState,
     placement: train.TrainState,
 ) -> None:
-    """Writes the best checkpoint's weights as a model folder, `workdir/model`."""
+    """Writes the best checkpoint's weights as a model folder, `workdir/model`.
+
+    Where only LoRA and adapter train, the folder names the one that training started from instead
+    of repeating it.
+    """
     best = checkpoints.best_step()
     if best != checkpoints.latest_step():
         state = _restored(checkpoints, best, state, placement)
-    model = nnx.merge(state.graphdef, train.restored_weights(state), frozen)
+    model = nnx.merge(state.graphdef, train.restored_weights(state), frozen.transformer)
+    base = None if config.train.trainable == "all" else run_config.init_folder(config)
     notes = {"step": int(state.step), "config": "config.json of the run"}
-    model_folder.save_model(workdir / "model", model, notes)
+    model_folder.save_model(workdir / "model", model, notes, base=base)
 
 
-def embed_texts(batch: Mapping[str, np.ndarray], text: TextEncoder) -> dict[str, np.ndarray]:
+def embed_texts(
+    batch: Mapping[str, np.ndarray], text: text_lib.TextEncoders
+) -> dict[str, np.ndarray]:
     """Replaces token ids by text embeddings; keeps what a training step reads."""
     ids = np.concatenate([batch[f"{name}_ids"] for name in TEXTS])
     masks = np.concatenate([batch[f"{name}_mask"] for name in TEXTS])
-    embeddings = np.split(text(ids, masks), len(TEXTS))
+    embeddings = np.split(text.tokens(ids, masks), len(TEXTS))
     out = {name: part for name, part in zip(TEXTS, embeddings, strict=True)}
     out |= {f"{name}_mask": batch[f"{name}_mask"] for name in TEXTS}
+    if text.pooled is not None:
+        out["pooled"] = text.pooled(batch["pooled_ids"], batch["pooled_mask"])
     return out | {"lq": batch["lq"], "hq": batch["hq"], "group": batch["degradation"]}
 
 
-def validation_batch(
-    held_out: ShardIndex | None,
+def validation_batches(
+    held_out: ShardIndex,
+    count: int,
     config: ml_collections.ConfigDict,
+    model_config: presets.CoTIRConfig,
     stage: Stage,
-    text: TextEncoder,
-) -> dict[str, np.ndarray] | None:
-    """All held-out samples, once each, at the last stage's patch size."""
-    if held_out is None:
-        return None
-    count = config.data.validation * len(held_out.degradations)
-    once = Stage(0, 1, stage.patch_size, count)
+    text: text_lib.TextEncoders,
+) -> list[dict[str, np.ndarray]]:
+    """The `count` held-out samples at the last stage's patch size, in batches as large as its own.
+
+    The last batch is filled up with samples of the beginning.
+    """
+    size = min(count, stage.batch_size)
+    once = Stage(0, -(-count // size), stage.patch_size, size)
     batches = stage_batches(
         held_out,
         once,
         seed=config.seed,
-        tokenizer_file=text.tokenizer_file,
-        text_tokens=text.tokens,
+        tokenizer=text.tokens.tokenizer,
+        pooled_tokenizer=text.pooled and text.pooled.tokenizer,
         vague_schedule=((0, 0.0),),
         num_threads=config.data.threads,
     )
-    return embed_texts(next(iter(batches)), text)
+    embedded = [embed_texts(batch, text) for batch in batches]
+    if model_config.guidance and not model_config.guidance_embed:
+        empty = np.asarray(text_lib.encode_prompts(text, [""] * size).embeddings)
+        embedded = [batch | {"empty": empty} for batch in embedded]
+    return embedded
 
 
 def _validate(
-    frozen: nnx.State, state: train.TrainState, batch: Mapping[str, jax.Array]
+    frozen: train.Frozen, state: train.TrainState, batch: Mapping[str, jax.Array]
 ) -> jax.Array:
-    model = nnx.merge(state.graphdef, train.restored_weights(state), frozen)
-    key = jax.random.key(0)
     return pipeline.restore_pictures(
-        model, batch["lq"], batch["prompt"], key, state.config.num_steps
+        nnx.merge(state.graphdef, train.restored_weights(state), frozen.transformer),
+        nnx.merge(state.autoencoder, frozen.autoencoder),
+        batch["lq"],
+        Text(batch["prompt"], batch.get("pooled")),
+        jax.random.key(0),
+        state.config.num_steps,
+        Text(batch["empty"]) if "empty" in batch else None,
     )
 
 

@@ -15,11 +15,15 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax import sampling, train
-from cotir_jax.checkpoints import name_tables
-from cotir_jax.checkpoints.torch_files import fill, read_tensors
+from cotir_jax.checkpoints.fill import fill
+from cotir_jax.checkpoints.names import adapter, flux1, flux2
+from cotir_jax.checkpoints.names import autoencoder as autoencoder_names
+from cotir_jax.checkpoints.sources import Table
+from cotir_jax.checkpoints.torch_files import read_tensors
 from cotir_jax.models import presets
-from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder, config_from_release
 from cotir_jax.models.layers import rotary_angles
+from cotir_jax.models.transformer import Transformer, make_transformer
 
 
 class Check(NamedTuple):
@@ -41,7 +45,8 @@ def verify(folder: Path) -> Iterator[Check]:
     Limits: 1e-4, and 1e-3 for a whole training trajectory. Matrix products run in full float32.
 
     Args:
-      folder: has any of `flux2/`, `schedules.json`, `rope.safetensors`.
+      folder: has any of `flux1/`, `flux2/`, `autoencoder_flux1/`, `autoencoder_flux2/`,
+        `schedules.json`, `rope.safetensors`.
 
     Raises:
       ValueError: when the folder has none of them, or a file is damaged.
@@ -50,7 +55,10 @@ def verify(folder: Path) -> Iterator[Check]:
     parts: dict[str, Callable[[Path], Iterator[Check]]] = {
         "schedules.json": _schedules,
         "rope.safetensors": _rope,
-        "flux2": _flux2,
+        "autoencoder_flux1": _autoencoder,
+        "autoencoder_flux2": _autoencoder,
+        "flux1": _transformer,
+        "flux2": _transformer,
     }
     found = [name for name in parts if (folder / name).exists()]
     if not found:
@@ -60,14 +68,8 @@ def verify(folder: Path) -> Iterator[Check]:
             yield from parts[name](folder / name)
 
 
-def not_covered(folder: Path) -> list[str]:
-    """Parts of a golden folder that no check reads."""
-    known = ("schedules.json", "rope.safetensors", "flux2", "README.md")
-    return sorted(path.name for path in Path(folder).iterdir() if path.name not in known)
-
-
-def load_release(folder: Path) -> Flux2:
-    """Builds the FLUX.2-family model of a release folder and fills it from its three files.
+def load_release(folder: Path) -> Transformer:
+    """Builds the model of a release folder and fills it from its three files.
 
     Args:
       folder: holds `config.json`, `base.safetensors`, `lora.pt`, `cot_adapter.pt`.
@@ -77,17 +79,18 @@ def load_release(folder: Path) -> Flux2:
     """
     sizes = json.loads((folder / "config.json").read_text())
     config = presets.from_release(sizes, sizes["text_tokens"])
-    model = Flux2(config, rngs=nnx.Rngs(0))
+    model = make_transformer(config, rngs=nnx.Rngs(0))
+    names = flux1 if config.family == "flux1" else flux2
     tables = {
-        "base.safetensors": name_tables.flux2_base,
-        "lora.pt": name_tables.flux2_lora,
-        "cot_adapter.pt": name_tables.cot_adapter,
+        "base.safetensors": names.native(config),
+        "lora.pt": adapter.lora(config),
+        "cot_adapter.pt": adapter.cot_adapter(config),
     }
     for name, table in tables.items():
-        tensors = read_tensors(folder / name)
-        surplus = set(tensors) - fill(model, table(config), tensors)
-        if surplus:
-            raise ValueError(f"{folder / name}: tensors without a place: {sorted(surplus)[:5]}")
+        try:
+            fill(model, table, read_tensors(folder / name))
+        except ValueError as error:
+            raise ValueError(f"{folder / name}: {error}") from None
     return model
 
 
@@ -99,11 +102,11 @@ def _relative(ours: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _schedules(path: Path) -> Iterator[Check]:
-    functions = {"flux1": sampling.flux1_schedule, "flux2": sampling.flux2_schedule}
     for family, cases in json.loads(path.read_text()).items():
         error = max(
             _relative(
-                functions[family](case["num_steps"], case["sequence_length"]), case["timesteps"]
+                sampling.schedule(family, case["num_steps"], case["sequence_length"]),
+                case["timesteps"],
             )
             for case in cases
         )
@@ -125,7 +128,25 @@ def _rope(path: Path) -> Iterator[Check]:
         yield Check(f"rope/{name}", _relative(matrix, expected), 1e-4)
 
 
-def _flux2(folder: Path) -> Iterator[Check]:
+def _autoencoder(folder: Path) -> Iterator[Check]:
+    """Encoding and decoding; files hold channels first, and FLUX.1's latents not yet packed."""
+    config = config_from_release(json.loads((folder / "config.json").read_text()))
+    model = Autoencoder(config, rngs=nnx.Rngs(0))
+    fill(model, autoencoder_names.native(config), read_tensors(folder / "ae.safetensors"))
+    case = read_tensors(folder / "roundtrip.safetensors")
+    case = {name: rearrange(x, "b c h w -> b h w c") for name, x in case.items()}
+    if config.kind == "flux1":
+        case["latents"] = rearrange(
+            case["latents"], "b (h ph) (w pw) c -> b h w (c ph pw)", ph=2, pw=2
+        )
+    encode, decode = nnx.jit(Autoencoder.encode), nnx.jit(Autoencoder.decode)
+    error = _relative(encode(model, case["image"]), case["latents"])
+    yield Check(f"{folder.name}/encode", error, 1e-4)
+    error = _relative(decode(model, case["latents"]), case["decoded"])
+    yield Check(f"{folder.name}/decode", error, 1e-4)
+
+
+def _transformer(folder: Path) -> Iterator[Check]:
     model = load_release(folder)
     if (folder / "forward.safetensors").exists():
         yield from _forward(model, read_tensors(folder / "forward.safetensors"))
@@ -135,49 +156,56 @@ def _flux2(folder: Path) -> Iterator[Check]:
         yield from _trajectory(model, folder)
 
 
-def _forward(model: Flux2, case: dict[str, np.ndarray]) -> Iterator[Check]:
+def _inputs(model: Transformer, case: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs that only one family has."""
+    return {"pooled_text": case["vector"]} if model.config.family == "flux1" else {}
+
+
+def _forward(model: Transformer, case: dict[str, np.ndarray]) -> Iterator[Check]:
     names = ("img", "img_ids", "txt", "txt_ids", "timesteps", "guidance")
-    out = nnx.jit(lambda model, *args: model(*args))(model, *(case.get(n) for n in names))
+    run = nnx.jit(lambda model, args, extra: model(*args, **extra))
+    out = run(model, [case.get(name) for name in names], _inputs(model, case))
     for name, ours in zip(
         ("velocity", "text_scene", "text_degradation", "text_plan"), out, strict=True
     ):
-        yield Check(f"flux2/forward/{name}", _relative(ours, case[name]), 1e-4)
+        error = _relative(ours, case[name])
+        yield Check(f"{model.config.family}/forward/{name}", error, 1e-4)
 
 
-def _sample(model: Flux2, case: dict[str, np.ndarray], num_steps: int = 4) -> Check:
-    count = case["noise"].shape[1]
+def _sample(model: Transformer, case: dict[str, np.ndarray], num_steps: int = 4) -> Check:
+    count, family = case["noise"].shape[1], model.config.family
     ids = np.concatenate([case["img_ids"], case["condition_ids"]], axis=1)
 
     @nnx.jit
-    def run(model: Flux2, noise: jax.Array) -> jax.Array:
+    def run(model: Transformer, noise: jax.Array) -> jax.Array:
         def velocity(latents: jax.Array, timestep: jax.Array) -> jax.Array:
             tokens = jnp.concatenate([latents, case["condition"]], axis=1)
             guidance = jnp.full_like(timestep, 4.0) if model.config.guidance_embed else None
             return model(
                 tokens, ids, case["txt"], case["txt_ids"], timestep, guidance,
-                output_rows=count, with_thoughts=False,
+                output_rows=count, with_thoughts=False, **_inputs(model, case),
             ).image  # fmt: skip
 
-        return sampling.euler(velocity, noise, sampling.flux2_schedule(num_steps, count))
+        return sampling.euler(velocity, noise, sampling.schedule(family, num_steps, count))
 
-    return Check("flux2/sample", _relative(run(model, case["noise"]), case["latents"]), 1e-4)
+    return Check(f"{family}/sample", _relative(run(model, case["noise"]), case["latents"]), 1e-4)
 
 
-def _trajectory(model: Flux2, folder: Path) -> Iterator[Check]:
+def _trajectory(model: Transformer, folder: Path) -> Iterator[Check]:
     """Repeats the recorded training steps through `train.update`."""
     record = json.loads((folder / "train_trajectory.json").read_text())
     case = read_tensors(folder / "train_inputs.safetensors")
     expected = record["steps"]
-    frozen, state = train.init_state(model, _settings(record), seed=0)
-    step = jax.jit(train.update)
+    frozen, state = train.init_state(model, PatchAutoencoder(16), _settings(record), seed=0)
+    step, family = jax.jit(train.update), model.config.family
     ours: dict[str, list[float]] = {name: [] for name in expected}
     for index in range(len(expected["loss"])):
         state, metrics = step(frozen, state, _step_inputs(case, index))
         for name, key in _METRICS.items():
             ours[name].append(float(metrics[key]))
     for name, values in ours.items():
-        yield Check(f"flux2/train/{name}", _relative(np.array(values), expected[name]), 1e-3)
-    yield Check("flux2/train/final_weights", _final_error(model, state, folder), 1e-3)
+        yield Check(f"{family}/train/{name}", _relative(np.array(values), expected[name]), 1e-3)
+    yield Check(f"{family}/train/final_weights", _final_error(model, state, folder), 1e-3)
 
 
 _METRICS = {"loss": "loss", "img_loss": "velocity_loss", "grad_norm": "gradient_norm",
@@ -227,16 +255,17 @@ def _step_inputs(case: dict[str, np.ndarray], index: int) -> dict[str, jax.Array
         "degradation": case["text_degradation"],
         "plan": case["text_plan"],
         "group": np.zeros((batch,), np.int32),
+        "pooled": case["vector"],
     }
 
 
-def _final_error(model: Flux2, state: train.TrainState, folder: Path) -> float:
+def _final_error(model: Transformer, state: train.TrainState, folder: Path) -> float:
     """Largest relative error over all trained tensors, each by its own largest value."""
     final = read_tensors(folder / "train_final.safetensors")
     trained = dict(_flat(state.trainable))
     reference = nnx.clone(model)
-    tables = name_tables.flux2_lora(model.config) + name_tables.cot_adapter(model.config)
-    fill(reference, tables, final)
+    rows = [*adapter.lora(model.config).rows, *adapter.cot_adapter(model.config).rows]
+    fill(reference, Table(rows), final)
     expected = dict(_flat(nnx.state(reference, nnx.Param)))
     return max(_relative(trained[path], expected[path]) for path in trained)
 

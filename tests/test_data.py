@@ -1,4 +1,4 @@
-"""Reading shards: index, order, prompts, batches, resuming, and damaged data.
+"""Reading shards: index, order, prompts, batches. `test_data_faults.py` has what may go wrong.
 
 The shards are written here with tarfile and Pillow. A picture's pixels say where they come from:
 (column, row, sample id), with 100 added to the id in the clean one.
@@ -7,26 +7,19 @@ The shards are written here with tarfile and Pillow. A picture's pixels say wher
 import hashlib
 import io
 import json
-import logging
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections import Counter
-from pathlib import Path
 
-import grain
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from cotir_jax.data import shard_index
-from cotir_jax.data.batches import CorruptCounter, Stage, stage_batches
+from cotir_jax.data.batches import Stage, stage_batches
 from cotir_jax.data.mixing import locate
 from cotir_jax.data.prompts import Prompts, choose_prompt, vague_probability
 from cotir_jax.data.shard_index import ShardIndex
@@ -90,23 +83,24 @@ def _write_bench(root):
     return root
 
 
-@pytest.fixture(scope="session")
-def bench(tmp_path_factory):
+@pytest.fixture(scope="session", name="bench")
+def bench_fixture(tmp_path_factory):
     """A sound benchmark, not to be changed."""
     return _write_bench(tmp_path_factory.mktemp("sound") / "bench")
 
 
-@pytest.fixture
-def own_bench(tmp_path, bench):
+@pytest.fixture(name="own_bench")
+def own_bench_fixture(tmp_path, bench):
     """A copy without index, to be damaged."""
     shutil.copytree(bench, tmp_path / "bench", ignore=shutil.ignore_patterns("*.npz"))
     return tmp_path / "bench"
 
 
-@pytest.fixture(scope="session")
-def tokenizer_file(tmp_path_factory):
+@pytest.fixture(scope="session", name="tokenizer_file")
+def tokenizer_file_fixture(tmp_path_factory):
     numbers = [str(number) for number in range(100)]
     words = ["[PAD]", "[UNK]", "scene", "fault", "plan", "vague", "precise", "line", *numbers]
+    words += ["[CLS]"]  # by which the kind is known
     tokenizer = Tokenizer(
         models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]")
     )
@@ -117,8 +111,9 @@ def tokenizer_file(tmp_path_factory):
 
 
 def _batches(index, tokenizer_file, stage=Stage(0, 12, PATCH, 6), **options):  # noqa: B008
-    settings = {"seed": 3, "text_tokens": TOKENS, "vague_schedule": ((0, 0.5),), "num_threads": 2}
-    return stage_batches(index, stage, tokenizer_file=tokenizer_file, **settings | options)
+    settings = {"seed": 3, "vague_schedule": ((0, 0.5),), "num_threads": 2}
+    tokenizer = TextTokenizer(tokenizer_file, TOKENS, "minilm")
+    return stage_batches(index, stage, tokenizer=tokenizer, **settings | options)
 
 
 def _ids(batch):
@@ -285,14 +280,16 @@ def test_schedule_follows_the_global_step(bench, tokenizer_file):
 
 
 def test_tokenizer_pads_and_cuts(tokenizer_file):
-    tokenizer = TextTokenizer(tokenizer_file, 4)
+    tokenizer = TextTokenizer(tokenizer_file, 4, "minilm")
     ids, mask = tokenizer("plan 3")
     assert ids.dtype == np.int32 and ids.tolist() == [4, 11, 0, 0]
     assert mask.tolist() == [True, True, False, False]
     ids, mask = tokenizer("plan 0 1 2 3 4")
     assert ids.tolist() == [4, 8, 9, 10] and mask.all()
     with pytest.raises(ValueError, match="no such file"):
-        TextTokenizer(tokenizer_file.with_name("other.json"), 4)
+        TextTokenizer(tokenizer_file.with_name("other.json"), 4, "minilm")
+    with pytest.raises(ValueError, match="0 tokens"):
+        TextTokenizer(tokenizer_file, 0, "minilm")
 
 
 def test_batches_hold_aligned_patches_and_their_texts(bench, tokenizer_file):
@@ -324,6 +321,25 @@ def test_batches_hold_aligned_patches_and_their_texts(bench, tokenizer_file):
     # 9 x 5 places, 180 draws.
     assert len(corners) > 35 and {c for c, _ in corners} == set(range(9))
     assert {r for _, r in corners} == set(range(5))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_pooled_tokens_are_of_the_prompt(bench, tokenizer_file, num_workers):
+    pooled = TextTokenizer(tokenizer_file, 4, "minilm")
+    dataset = _batches(
+        ShardIndex.build(bench),
+        tokenizer_file,
+        Stage(0, 2, PATCH, 6),
+        pooled_tokenizer=pooled,
+        num_workers=num_workers,
+    )
+    iterator = iter(dataset)
+    for batch in iterator:
+        assert batch["pooled_ids"].shape == batch["pooled_mask"].shape == (6, 4)
+        assert batch["pooled_ids"].dtype == np.int32 and batch["pooled_mask"].dtype == bool
+        np.testing.assert_array_equal(batch["pooled_ids"], batch["prompt_ids"][:, :4])
+        np.testing.assert_array_equal(batch["pooled_mask"], batch["prompt_mask"][:, :4])
+    iterator.close()
 
 
 def test_pictures_that_are_not_rgb(own_bench, tokenizer_file):
@@ -368,286 +384,3 @@ def test_prefetch_works_ahead(bench, tokenizer_file, monkeypatch):
         time.sleep(0.01)  # the training step would run here
     assert len(reads) >= 18  # two batches more than were asked for
     iterator.close()
-
-
-# Resuming
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_iterator_state_resumes(tmp_path, bench, tokenizer_file, num_workers):
-    index = ShardIndex.build(bench)
-    expected = list(_batches(index, tokenizer_file))
-    dataset = _batches(index, tokenizer_file, num_workers=num_workers)
-    first = iter(dataset)
-    for step in range(5):
-        _assert_equal(next(first), expected[step])
-    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
-        manager.save(5, args=grain.checkpoint.CheckpointSave(first))
-        next(first)
-        first.close()
-        second = iter(_batches(index, tokenizer_file, num_workers=num_workers))
-        manager.restore(5, args=grain.checkpoint.CheckpointRestore(second))
-    rest = list(second)
-    second.close()
-    assert len(rest) == 7
-    for ours, theirs in zip(rest, expected[5:], strict=True):
-        _assert_equal(ours, theirs)
-
-
-_SCRIPT = """
-import sys
-import jax
-jax.devices()  # a backend with its threads is up before workers are made
-sys.path[:0] = [{tests!r}]
-import test_data
-from cotir_jax.data.shard_index import ShardIndex
-
-def main(argv=None):
-    batches = test_data._batches(ShardIndex.build({bench!r}), {tokenizer!r}, num_workers={workers})
-    iterator = iter(batches)
-    for batch in iterator:
-        print(test_data._digest(batch), flush=True)
-    iterator.close()
-
-if __name__ == "__main__":
-    {start}
-"""
-
-
-def _script(tmp_path, bench, tokenizer_file, workers, start):
-    file = tmp_path / "program.py"
-    file.write_text(
-        _SCRIPT.format(tests=str(Path(__file__).parent), bench=str(bench), start=start,
-                       tokenizer=str(tokenizer_file), workers=workers)
-    )  # fmt: skip
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
-    return [sys.executable, str(file)], environment
-
-
-@pytest.mark.parametrize(
-    ("workers", "start"),
-    [(0, "main()"), (2, "main()"), (2, "from absl import app; app.run(main)")],
-    ids=["plain", "plain, workers", "absl, workers"],
-)
-def test_second_process_is_byte_equal(tmp_path, bench, tokenizer_file, workers, start):
-    command, environment = _script(tmp_path, bench, tokenizer_file, workers, start)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    ours = [_digest(batch) for batch in _batches(ShardIndex.build(bench), tokenizer_file)]
-    assert done.stdout.split() == ours
-    assert "leaked" not in done.stderr and "Traceback" not in done.stderr
-
-
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc")
-def test_workers_end_with_a_killed_program(tmp_path, bench, tokenizer_file):
-    start = "main(); import time; time.sleep(60)"
-    command, environment = _script(tmp_path, bench, tokenizer_file, 2, start)
-    # Endless, so that the workers stay until they are ended.
-    script = Path(command[1])
-    script.write_text(script.read_text().replace("iterator.close()", "import time; time.sleep(60)"))
-    program = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        program.stdout.readline()
-        workers = _children(program.pid)
-        assert len(workers) >= 2
-    finally:
-        program.send_signal(signal.SIGKILL)
-        program.wait()
-        program.stdout.close()
-    deadline = time.monotonic() + 15
-    while any(_alive(worker) for worker in workers) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(_alive(worker) for worker in workers)
-
-
-def _children(pid):
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
-
-
-def _alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def test_no_jax_but_through_grain():
-    code = (
-        "import sys; from cotir_jax.data import shard_index, prompts, mixing, samples, tokenizers;"
-        "sys.exit('jax' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
-
-
-# Damaged data
-
-
-@pytest.mark.parametrize("cut", ["in a picture", "in a header", "between files", "no end"])
-def test_truncated_shard(own_bench, tokenizer_file, caplog, cut):
-    shard = own_bench / "image" / "low-light_noise" / "000000.tar"
-    with tarfile.open(shard) as tar:
-        picture = next(member for member in tar if member.name == "key-9.lq.png")
-        last = tar.getmembers()[-1]
-    end = last.offset_data + -(-last.size // 512) * 512
-    length = {
-        "in a picture": picture.offset_data + 20,
-        "in a header": picture.offset + 100,
-        "between files": picture.offset,
-        "no end": end,
-    }[cut]
-    os.truncate(shard, length)
-    index = ShardIndex.build(own_bench)
-    assert index.truncated == ("low-light_noise/000000.tar",)
-    assert f"{shard}: truncated shard" in caplog.text
-    assert index.counts[1] == (7 if cut == "no end" else 5)  # the last of five is incomplete
-    caplog.clear()
-    assert ShardIndex.build(own_bench).truncated == index.truncated  # also from the kept index
-    assert f"{shard}: truncated shard" in caplog.text
-    batches = list(_batches(index, tokenizer_file, Stage(0, 10, PATCH, 6)))
-    corrupt = sum(int(batch["corrupt"].sum()) for batch in batches)
-    seen = {i for batch in batches for i in _ids(batch)}
-    if cut == "no end":
-        assert corrupt == 0 and seen == set(range(16))
-    else:
-        # 20 rounds of five samples: the incomplete one comes up four times.
-        assert corrupt == 4 and seen == set(range(16)) - {9, 10, 11}
-        assert f"{shard} key-9: incomplete" in caplog.text
-
-
-def test_shard_that_is_no_tar(own_bench, caplog):
-    (own_bench / "image" / "snow" / "000001.tar").write_bytes(b"<html>not found</html>" * 99)
-    index = ShardIndex.build(own_bench)
-    assert index.truncated == ("snow/000001.tar",) and index.counts == (5, 7, 3)
-    assert "snow/000001.tar: not a tar file" in caplog.text
-    (own_bench / "image" / "snow" / "000000.tar").write_bytes(b"")
-    with pytest.raises(ValueError, match="snow: its shards hold no complete sample"):
-        ShardIndex.build(own_bench)
-
-
-def _damaged(kind):
-    files = _sample(0)
-    whole = files["lq.png"]
-    files |= {
-        "cut picture": {"lq.png": whole[: len(whole) - 40]},
-        "changed picture": {"hq.png": whole[:60] + bytes(99) + whole[159:]},
-        "no picture": {"hq.png": b"hello"},
-        "no JSON": {"meta.json": b'{"cot": '},
-        "JSON of another kind": {"meta.json": b"[1]"},
-        "no thoughts": {"meta.json": b'{"cot": {"questions": ["a", "b"], "answers": "none"}}'},
-        "one question": {"meta.json": _meta(0).replace(b', "precise 0"', b"")},
-        "unequal sizes": {"lq.png": _png(0, (WIDTH, HEIGHT + 1))},
-    }[kind]
-    return files
-
-
-@pytest.mark.parametrize(
-    "kind",
-    ["cut picture", "changed picture", "no picture", "no JSON", "JSON of another kind",
-     "no thoughts", "one question", "unequal sizes"],
-)  # fmt: skip
-def test_corrupt_sample_is_skipped_counted_and_named(own_bench, tokenizer_file, caplog, kind):
-    shard = own_bench / "image" / "haze" / "000000.tar"
-    _write_shard(shard, {"bad": _damaged(kind), **{f"key-{i}": _sample(i) for i in (1, 2, 3)}})
-    index = ShardIndex.build(own_bench)
-    batches = list(_batches(index, tokenizer_file, Stage(0, 10, PATCH, 6)))
-    # 20 rounds of five: four epochs, and each time the next sample stands in.
-    haze = [
-        (sample_id, corrupt)
-        for batch in batches
-        for sample_id, corrupt, d in zip(
-            _ids(batch), batch["corrupt"].tolist(), batch["degradation"].tolist(), strict=True
-        )
-        if d == 0
-    ]
-    assert Counter(haze) == {(1, 1): 4, (1, 0): 4, (2, 0): 4, (3, 0): 4, (4, 0): 4}
-    named = [record for record in caplog.records if f"{shard} bad: " in record.getMessage()]
-    assert len(named) == 1 and named[0].levelno == logging.WARNING
-
-
-def test_all_samples_corrupt(own_bench, tokenizer_file):
-    for shard in (own_bench / "image" / "snow").iterdir():
-        _write_shard(shard, {"bad": _damaged("no picture")})
-    batches = _batches(ShardIndex.build(own_bench), tokenizer_file, num_workers=0)
-    with pytest.raises(ValueError, match="snow: all 2 samples are corrupt"):
-        list(batches)
-
-
-def test_corrupt_counter():
-    counter = CorruptCounter()
-    for _ in range(19):
-        counter.add(np.zeros(10, np.int32))
-    counter.add(np.array([0, 2] + [0] * 8, np.int32))  # 2 of 202: below 1 %
-    assert (counter.corrupt, counter.seen) == (2, 202)
-    with pytest.raises(ValueError, match="3 of 213 samples were corrupt, more than 1 %"):
-        counter.add(np.array([1] + [0] * 9, np.int32))
-    early = CorruptCounter()
-    early.add(np.ones(4, np.int32))  # too few to judge
-    with pytest.raises(ValueError, match="4 of 8 samples"):
-        early.finish()
-    CorruptCounter().finish()
-
-
-def test_too_many_corrupt_samples_stop_a_run(own_bench, tokenizer_file):
-    _write_shard(own_bench / "image" / "haze" / "000001.tar", {"bad": _damaged("no JSON")})
-    counter = CorruptCounter()
-    with pytest.raises(ValueError, match="more than 1 %"):
-        for batch in _batches(ShardIndex.build(own_bench), tokenizer_file, Stage(0, 99, PATCH, 6)):
-            counter.add(batch["corrupt"])
-    assert 200 <= counter.seen < 210
-
-
-# Wrong settings
-
-
-@pytest.mark.parametrize("name", ["gen_prompt", "haze"])
-@pytest.mark.parametrize("empty", [False, True])
-def test_missing_prompt_file(own_bench, name, empty):
-    file = own_bench / "prompts" / f"{name}.txt"
-    file.unlink()
-    if empty:
-        file.write_text("\n")
-    with pytest.raises(ValueError, match=f"prompts/{name}.txt: missing or empty prompt file"):
-        ShardIndex.build(own_bench)
-
-
-def test_missing_or_empty_folder(tmp_path):
-    with pytest.raises(ValueError, match=r"no such folder; set config\.data\.dir"):
-        ShardIndex.build(tmp_path / "none")
-    with pytest.raises(ValueError, match="no shards .*`cotir bench build`"):
-        ShardIndex.build(tmp_path)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_patch_larger_than_pictures(bench, tokenizer_file, num_workers):
-    stage = Stage(0, 2, HEIGHT + 1, 2)
-    iterator = iter(
-        _batches(ShardIndex.build(bench), tokenizer_file, stage, num_workers=num_workers)
-    )
-    with pytest.raises(ValueError) as caught:
-        next(iterator)
-    iterator.close()
-    for part in (f"{WIDTH}x{HEIGHT}", "21", "config.train.stages", "config.bench.size", "key-"):
-        assert part in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"process_count": 4}, "batch size 6 .* 4 processes"),
-        ({"process_index": 1}, "process 1 of 1"),
-        ({"num_threads": 0}, "config.data.threads=0"),
-        ({"num_workers": -1}, "config.data.workers=-1"),
-        ({"seed": -1}, "config.seed is -1"),
-        ({"stage": Stage(5, 5, 16, 6)}, "config.train.stages"),
-        ({"vague_schedule": ((10, 0.5),)}, "config.data.vague"),
-        ({"vague_schedule": ((0, 0.5), (0, 0.6))}, "config.data.vague"),
-        ({"vague_schedule": ((0, 1.5),)}, "config.data.vague"),
-        ({"vague_schedule": ()}, "config.data.vague"),
-        ({"text_tokens": 0}, "0 tokens"),
-    ],
-)
-def test_settings_out_of_range(bench, tokenizer_file, options, message):
-    with pytest.raises(ValueError, match=message):
-        _batches(ShardIndex.build(bench), tokenizer_file, **options)

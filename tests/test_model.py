@@ -12,6 +12,7 @@ from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.flux2 import Flux2
 from cotir_jax.models.lora import AdapterParam, trainable_filter
+from cotir_jax.models.transformer import Text, predict
 
 TINY = presets.preset(
     "nano",
@@ -34,13 +35,13 @@ def _inputs(config=TINY, batch=2, side=3):
     rng = np.random.default_rng(0)
     grid = rng.normal(size=(2, batch, side, side, config.in_channels)).astype(np.float32)
     text = rng.normal(size=(batch, config.text_tokens, config.text_channels)).astype(np.float32)
-    return grid[0], grid[1], text, jnp.linspace(0.2, 1.0, batch)
+    return grid[0], grid[1], Text(text), jnp.linspace(0.2, 1.0, batch)
 
 
 def test_target_rows_only_and_thoughts_off_change_nothing():
     model = _noised(Flux2(TINY, rngs=nnx.Rngs(0)))
     tokens = np.random.default_rng(0).normal(size=(2, 8, 192)).astype(np.float32)
-    args = (tokens, np.zeros((2, 8, 4)), _inputs()[2], np.zeros((2, 5, 4)), jnp.ones(2))
+    args = (tokens, np.zeros((2, 8, 4)), _inputs()[2].embeddings, np.zeros((2, 5, 4)), jnp.ones(2))
     whole = model(*args)
     part = model(*args, output_rows=4, with_thoughts=False)
     np.testing.assert_allclose(part.image, whole.image[:, :4], rtol=1e-4, atol=1e-6)
@@ -51,7 +52,7 @@ def test_target_rows_only_and_thoughts_off_change_nothing():
 def test_remat_changes_memory_not_gradients(remat):
     def gradient(config):
         model = _noised(Flux2(config, rngs=nnx.Rngs(0)))
-        return nnx.grad(lambda m: jnp.square(m.predict(*_inputs()).image).sum())(model)
+        return nnx.grad(lambda m: jnp.square(predict(m, *_inputs()).image).sum())(model)
 
     plain = gradient(TINY)
     again = gradient(dataclasses.replace(TINY, remat=remat))
@@ -67,14 +68,14 @@ def test_fresh_lora_and_adapter_leave_the_base_as_it_is():
     for name in ("scene", "degradation", "plan"):
         for each in (model, base):
             getattr(each.cot_adapter, f"scale_{name}").set_value(jnp.zeros((1,)))
-    before = model.predict(*_inputs()).image
-    np.testing.assert_array_equal(before, base.predict(*_inputs()).image)
+    before = predict(model, *_inputs()).image
+    np.testing.assert_array_equal(before, predict(base, *_inputs()).image)
     blocks = model.cot_adapter.blocks
     nnx.update(blocks, jax.tree.map(lambda x: x + 1, nnx.state(blocks)))
-    np.testing.assert_array_equal(before, model.predict(*_inputs()).image)
+    np.testing.assert_array_equal(before, predict(model, *_inputs()).image)
     lora_b = model.last_single_block.linear1.lora_b
     lora_b.set_value(jnp.ones_like(lora_b[...]))
-    assert np.abs(before - model.predict(*_inputs()).image).max() > 1e-4
+    assert np.abs(before - predict(model, *_inputs()).image).max() > 1e-4
 
 
 def test_what_trains_is_lora_and_adapter():
@@ -95,7 +96,7 @@ def test_fresh_correction_model_returns_the_degraded_picture():
     config = dataclasses.replace(TINY, prediction="correction")
     model = Flux2(config, rngs=nnx.Rngs(0))
     noisy, condition, text, timestep = _inputs(config)
-    velocity = model.predict(noisy, condition, text, timestep).image
+    velocity = predict(model, noisy, condition, text, timestep).image
     clean = noisy - timestep[:, None, None, None] * velocity
     np.testing.assert_allclose(clean, condition, atol=1e-5)
 
@@ -115,9 +116,9 @@ def test_shape_and_size_errors():
     model = Flux2(TINY, rngs=nnx.Rngs(0))
     noisy, condition, text, timestep = _inputs()
     with pytest.raises(ValueError, match="text encoder"):
-        model.predict(noisy, condition, text[..., :7], timestep)
+        predict(model, noisy, condition, Text(text.embeddings[..., :7]), timestep)
     with pytest.raises(ValueError, match="must be equal"):
-        model.predict(noisy, condition[:, :2], text, timestep)
+        predict(model, noisy, condition[:, :2], text, timestep)
     with pytest.raises(ValueError, match="add up to the head size"):
         presets.preset("nano", "axes_dim=(8, 8)")
     with pytest.raises(ValueError, match="unknown model fields"):

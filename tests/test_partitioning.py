@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 
 from cotir_jax import partitioning, train
 from cotir_jax.models import presets
+from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.flux2 import Flux2
 
 RULES = (("embed", "fsdp"), ("mlp", "tensor"), ("layers", None))
@@ -34,7 +35,8 @@ def _run(sizes, devices, steps=4, **settings):
     mesh = partitioning.make_mesh(sizes, devices)
 
     def fresh():
-        return train.init_state(Flux2(CONFIG, rngs=nnx.Rngs(0)), settings, seed=3)
+        model = Flux2(CONFIG, rngs=nnx.Rngs(0))
+        return train.init_state(model, PatchAutoencoder(CONFIG.patch), settings, seed=3)
 
     placement = partitioning.shardings(jax.eval_shape(fresh), mesh, RULES)
     losses = []

@@ -15,11 +15,13 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from cotir_jax.models.text.convert_minilm import convert
-from cotir_jax.models.text.encode import TextEncoder
 from cotir_jax.models.text.minilm import PACKAGED_FOLDER, MiniLM, MiniLMConfig, load_minilm
+from cotir_jax.text_encoder import TextEncoder
 
 # 48: on the CPU where this was written, batches of 8 give other bits than single texts at 48.
 TOKENS = 48
+# Of the embedding, ids and mask of a text.
+TEXT_GB = (2 * TOKENS * 384 + 5 * TOKENS) / 1e9
 TEXTS = [
     "Remove the rain from this photo.",
     "scene description: a wooden boat lies on a calm lake below snow-covered mountains.",
@@ -33,7 +35,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def encoder() -> TextEncoder:
-    return TextEncoder(TOKENS)
+    return TextEncoder.minilm(TOKENS)
 
 
 def test_hidden_states_equal_transformers(encoder):
@@ -61,7 +63,7 @@ def test_hidden_states_equal_transformers(encoder):
 
 def test_tokens_equal_transformers(encoder, tmp_path):
     transformers = pytest.importorskip("transformers", reason="the oracle is transformers")
-    vocab = json.loads(encoder.tokenizer_file.read_text())["model"]["vocab"]
+    vocab = json.loads((encoder.tokenizer.source / "tokenizer.json").read_text())["model"]["vocab"]
     file = tmp_path / "vocab.txt"
     file.write_text("\n".join(sorted(vocab, key=vocab.get)) + "\n", encoding="utf-8")
     # The class took a file until version 5, which takes the vocabulary and ignores a file.
@@ -92,21 +94,22 @@ def test_related_sentences_are_nearer(encoder):
 def test_embedding_does_not_depend_on_company(encoder):
     texts = TEXTS + [f"photo number {i} with {'very ' * (i % 30)}strong blur" for i in range(60)]
     ids, mask = encoder.tokenize(texts)
-    together = TextEncoder(TOKENS)(ids, mask)
-    alone = TextEncoder(TOKENS, cache_items=0)
+    together = TextEncoder.minilm(TOKENS)(ids, mask)
+    alone = TextEncoder.minilm(TOKENS, cache_gb=0)
     order = np.random.default_rng(0).permutation(len(texts))
     for rows in ([0], [5], order[:7], order[:33], order[::-1], [3, 3, 8]):
         assert alone(ids[rows], mask[rows]).tobytes() == together[rows].tobytes()
     # From the cache, and with a cache too small for the call.
-    small = TextEncoder(TOKENS, cache_items=4)
+    small = TextEncoder.minilm(TOKENS, cache_gb=4 * TEXT_GB)
     small(ids[:9], mask[:9])
     assert small(ids, mask).tobytes() == small(ids, mask).tobytes() == together.tobytes()
 
 
 def test_embedding_is_the_same_in_another_process(encoder):
     code = (
-        "import sys; from cotir_jax.models.text.encode import TextEncoder\n"
-        f"encoder = TextEncoder({TOKENS}); encoder(*encoder.tokenize(['something', 'else']))\n"
+        "import sys; from cotir_jax.text_encoder import TextEncoder\n"
+        f"encoder = TextEncoder.minilm({TOKENS})\n"
+        "encoder(*encoder.tokenize(['something', 'else']))\n"
         "sys.stdout.write(encoder(*encoder.tokenize([sys.argv[1]])).tobytes().hex())"
     )
     there = subprocess.run(
@@ -116,7 +119,7 @@ def test_embedding_is_the_same_in_another_process(encoder):
 
 
 def test_each_text_is_encoded_once(monkeypatch):
-    encoder = TextEncoder(TOKENS, cache_items=3)
+    encoder = TextEncoder.minilm(TOKENS, cache_gb=3.99 * TEXT_GB)
     run, counts = encoder._run, []
     monkeypatch.setattr(encoder, "_run", lambda i, m: (counts.append(len(i)), run(i, m))[1])
 
@@ -133,6 +136,19 @@ def test_each_text_is_encoded_once(monkeypatch):
     assert encoded() == 0
 
 
+@pytest.mark.parametrize("kept", [0, 1, 5, 9])
+def test_cache_stays_within_its_bytes(kept):
+    encoder = TextEncoder.minilm(TOKENS, cache_gb=(kept + 0.99) * TEXT_GB)
+    for start in (0, 4, 2, 40):
+        ids, mask = encoder.tokenize([f"text {i}" for i in range(start, start + 7)])
+        encoder(ids, mask)
+        arrays = encoder._cache.values()
+        assert all(x.base is None for x in arrays)  # a view would keep its chunk alive
+        held = sum(x.nbytes for x in arrays) + sum(len(key) for key in encoder._cache)
+        assert held <= (kept + 0.99) * TEXT_GB * 1e9
+    assert len(encoder._cache) == kept
+
+
 def test_works_where_the_training_loop_is_strict(encoder):
     ids, mask = encoder.tokenize(TEXTS[:1])
     expected = encoder(ids, mask)
@@ -143,7 +159,7 @@ def test_works_where_the_training_loop_is_strict(encoder):
         jax.numpy_rank_promotion("raise"),
         jax.set_mesh(mesh),
     ):
-        fresh = TextEncoder(TOKENS, cache_items=0)
+        fresh = TextEncoder.minilm(TOKENS, cache_gb=0)
         assert fresh(ids, mask).tobytes() == expected.tobytes()
 
 
@@ -219,10 +235,13 @@ def test_bad_input_is_refused(ids, mask, says, encoder):
 
 
 def test_bad_sizes_are_refused():
-    with pytest.raises(ValueError, match="tokens=513, MiniLM takes 2 to 512"):
-        TextEncoder(513)
-    with pytest.raises(ValueError, match="cache_items=-1"):
-        TextEncoder(8, cache_items=-1)
+    with pytest.raises(ValueError, match="513 tokens, MiniLM takes at most 512"):
+        TextEncoder.minilm(513)
+    with pytest.raises(ValueError, match="2 tokens per text; give 3 or more"):
+        TextEncoder.minilm(2)
+    for wrong in (-1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"cache_gb={wrong}"):
+            TextEncoder.minilm(8, cache_gb=wrong)
     with pytest.raises(ValueError, match="at most 512"):
         load_minilm()(np.zeros((1, 513), np.int32), np.ones((1, 513), bool))
 

@@ -1,11 +1,19 @@
-"""Model folders: weights ready to use (`weights/`, Orbax) and `model.json` beside them."""
+"""Model folders: weights ready to use, an Orbax checkpoint per part, `model.json` beside them.
+
+    model.json     sizes of every part, where they come from, digests
+    weights/       transformer, CoT adapter and LoRA
+    autoencoder/   qwen3/   t5/   clip/      the parts that the model has
+    tokenizers/    the small files of each text encoder's tokenizer
+
+A folder that training wrote holds LoRA and adapter alone and names the folder ("base") that all
+else is read from.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +24,105 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cotir_jax import partitioning
+from cotir_jax.checkpoints.new_folder import new_folder
+from cotir_jax.checkpoints.restoring import restore
+from cotir_jax.models import autoencoder as autoencoders
 from cotir_jax.models import presets
-from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
+from cotir_jax.models.lora import AdapterParam
+from cotir_jax.models.text import clip, qwen3, t5
+from cotir_jax.models.transformer import Transformer, make_transformer
 
 # Weights that ship with the package.
 PACKAGED = Path(__file__).parent.parent / "weights"
 
+# Text encoder's kind -> its module, and its config from JSON.
+TEXT_ENCODERS: dict[str, tuple[Callable[..., nnx.Module], Callable[[Mapping[str, Any]], Any]]] = {
+    "qwen3": (qwen3.Qwen3, qwen3.from_dict),
+    "t5": (t5.T5Encoder, t5.from_dict),
+    "clip": (clip.CLIPText, clip.from_dict),
+}
+# The option of `cotir convert` that adds a part.
+OPTIONS = {
+    "autoencoder": "--autoencoder",
+    "qwen3": "--text-encoder",
+    "t5": "--text-encoder",
+    "clip": "--text-encoder-2",
+}
 
-def save_model(folder: Path, model: Flux2, notes: dict[str, Any], dtype: str = "bfloat16") -> None:
+
+def save_model(
+    folder: Path, model: Transformer, notes: Mapping[str, Any], base: Path | None = None
+) -> None:
     """Writes a model folder, replacing one that is there only once the new one is complete.
+
+    Every process of a run calls it; they share the file system.
 
     Args:
       folder: where to.
       model: the model to save.
       notes: kept in `model.json` under "notes": where the weights come from.
-      dtype: dtype on disk.
+      base: the model folder that training started from. Given, LoRA and adapter alone are stored,
+        in float32; all else is read from there.
     """
     folder = Path(folder).absolute()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    weights = {
-        ".".join(map(str, path)): jnp.asarray(variable[...], dtype)
-        for path, variable in nnx.to_flat_state(nnx.state(model, nnx.Param))
+    config = model.config
+    variables = flat(nnx.state(model, nnx.Param))
+    if base is not None:
+        base = root(Path(base).absolute())
+        variables = {name: v for name, v in variables.items() if is_trained(v)}
+    published = config.lora_rank > 0 or base is not None
+
+    def dtype(variable: nnx.Variable) -> str:
+        if not published:
+            return "bfloat16"
+        return "float32" if is_trained(variable) else config.base_dtype
+
+    arrays = {name: jnp.asarray(v[...], dtype(v)) for name, v in variables.items()}
+    described: dict[str, Any] = {
+        "model": dataclasses.asdict(config),
+        "parts": {
+            "weights": {
+                "parameters": sum(array.size for array in arrays.values()),
+                "bytes": sum(array.nbytes for array in arrays.values()),
+                "dtype": dtype(next(iter(variables.values()))),
+            }
+        },
+        "lora": {"dtype": "float32", "merged": config.lora_rank == 0 and config.lora_bias},
+        "notes": dict(notes),
     }
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(temporary / "weights", weights)
-    described = {
-        "model": dataclasses.asdict(model.config),
-        "dtype": dtype,
-        "parameters": sum(array.size for array in weights.values()),
-        "notes": notes,
-    }
-    (temporary / "model.json").write_text(json.dumps(described, indent=1) + "\n")
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    if base is not None:
+        described["base"] = str(base)
+    with new_folder(folder, replace=True) as temporary:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / "weights", arrays)
+        if jax.process_index() == 0:
+            write_description(temporary, described)
+
+
+def write_description(folder: Path, described: Mapping[str, Any]) -> None:
+    """Writes `model.json`."""
+    (folder / "model.json").write_text(json.dumps(described, indent=1) + "\n")
+
+
+def description(folder: Path) -> dict[str, Any]:
+    """Reads `model.json`.
+
+    Raises:
+      ValueError: when the folder has none, or a damaged one.
+    """
+    path = Path(folder) / "model.json"
+    try:
+        described = json.loads(path.read_text())
+        presets.from_dict(described["model"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{folder}: not a model folder (no model.json); cotir convert and training write them"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path}: damaged ({reason}); write the model folder anew") from None
+    return described
 
 
 def load_config(folder: Path) -> presets.CoTIRConfig:
@@ -60,15 +131,24 @@ def load_config(folder: Path) -> presets.CoTIRConfig:
     Raises:
       ValueError: when it is not a model folder.
     """
-    path = Path(folder) / "model.json"
-    try:
-        return presets.from_dict(json.loads(path.read_text())["model"])
-    except FileNotFoundError:
+    return presets.from_dict(description(folder)["model"])
+
+
+def root(folder: Path) -> Path:
+    """The folder that holds the parts that training does not write: itself, or its base.
+
+    Raises:
+      ValueError: when the base is not there.
+    """
+    base = description(folder).get("base")
+    if base is None:
+        return Path(folder)
+    if not (Path(base) / "model.json").is_file():
         raise ValueError(
-            f"{folder}: not a model folder (no model.json); training writes one as WORKDIR/model"
-        ) from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: damaged ({error!r})") from None
+            f"{base}: the model folder that {folder} was trained from is not there; put it back, "
+            f'or write its new place as "base" in {Path(folder) / "model.json"}'
+        )
+    return root(Path(base))
 
 
 def load_model(
@@ -76,11 +156,11 @@ def load_model(
     mesh: Mesh,
     rules: partitioning.Rules,
     config: presets.CoTIRConfig | None = None,
-) -> Flux2:
+) -> Transformer:
     """Restores a model folder onto a mesh; each device reads its own part.
 
     Args:
-      folder: from `save_model`.
+      folder: from `save_model` or `cotir convert`.
       mesh: where to.
       rules: logical axis -> mesh axis.
       config: the sizes that are expected; by default those of the folder.
@@ -88,31 +168,135 @@ def load_model(
     Raises:
       ValueError: for damaged weights, or weights of another model.
     """
+    folder = Path(folder)
     stored = load_config(folder)
     config = config or stored
-    structure, state = jax.eval_shape(lambda: nnx.split(Flux2(config, rngs=nnx.Rngs(0))))
+    differing = _differing(stored, config)
+    if differing:
+        raise ValueError(
+            f"{folder} holds {stored.name} with other sizes than this {config.name}: {differing}"
+        )
+    structure, state = abstract(lambda: make_transformer(config, rngs=nnx.Rngs(0)))
+    targets, variables = _targets(state, mesh, rules), flat(state)
+    base = root(folder)
+    own = {name for name, v in variables.items() if base == folder or is_trained(v)}
+    weights = restore(folder / "weights", {name: targets[name] for name in own})
+    if base != folder:
+        others = {name: target for name, target in targets.items() if name not in own}
+        weights |= restore(base / "weights", others)
+    return _merge(structure, state, weights)
+
+
+def load_autoencoder(folder: Path, mesh: Mesh) -> Autoencoder | PatchAutoencoder:
+    """The autoencoder of a model folder, whole on every device.
+
+    Raises:
+      ValueError: when the folder lacks it, or it is damaged.
+    """
+    config = load_config(folder)
+    if config.autoencoder == "patch":
+        return PatchAutoencoder(config.patch)
+    base = root(folder)
+    sizes = _part_config(base, "autoencoder", description(base).get("autoencoder"))
+    own = _rebuilt(base, autoencoders.from_dict, sizes)
+    return _load_part(base, "autoencoder", lambda: Autoencoder(own, rngs=nnx.Rngs(0)), mesh, ())
+
+
+def load_text_encoder(folder: Path, kind: str, mesh: Mesh, rules: partitioning.Rules) -> nnx.Module:
+    """A text encoder of a model folder, restored onto a mesh.
+
+    Args:
+      folder: of the model.
+      kind: key of `TEXT_ENCODERS`.
+      mesh: where to.
+      rules: logical axis -> mesh axis.
+
+    Raises:
+      ValueError: when the folder lacks it, or it is damaged.
+    """
+    make, from_dict = TEXT_ENCODERS[kind]
+    base = root(folder)
+    sizes = _part_config(base, kind, description(base).get("text_encoders", {}).get(kind))
+    config = _rebuilt(base, from_dict, sizes)
+    return _load_part(base, kind, lambda: make(config, rngs=nnx.Rngs(0)), mesh, rules)
+
+
+def tokenizer_folder(folder: Path, kind: str) -> Path:
+    """Where the tokenizer's files of a text encoder are.
+
+    Raises:
+      ValueError: when the folder lacks them.
+    """
+    path = root(folder) / "tokenizers" / kind
+    if not path.is_dir():
+        option = "--tokenizer-2" if kind == "clip" else "--tokenizer"
+        raise ValueError(
+            f"{folder}: holds no tokenizer for {kind}; convert the model again with {option}=FOLDER"
+        )
+    return path
+
+
+def is_trained(variable: nnx.Variable) -> bool:
+    """Whether it is LoRA's or the adapter's: what training a published model changes."""
+    return isinstance(variable, nnx.LoRAParam | AdapterParam)
+
+
+def abstract(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure and state of a module whose arrays are shapes alone."""
+    return jax.eval_shape(lambda: nnx.split(make()))
+
+
+def flat(state: nnx.State) -> dict[str, nnx.Variable]:
+    """Variables by their path, joined by dots."""
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+
+
+def _part_config(base: Path, part: str, sizes: Any) -> Any:
+    if sizes is None:
+        raise ValueError(
+            f"{base}: holds no {part}; convert the model again with {OPTIONS[part]}=PATH"
+        )
+    return sizes
+
+
+def _rebuilt(base: Path, from_dict: Callable[[Any], Any], sizes: Any) -> Any:
+    try:
+        return from_dict(sizes)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{base / 'model.json'}: damaged ({error}); convert it again") from None
+
+
+def _load_part(
+    folder: Path,
+    part: str,
+    make: Callable[[], Any],
+    mesh: Mesh,
+    rules: partitioning.Rules,
+) -> Any:
+    structure, state = abstract(make)
+    return _merge(structure, state, restore(folder / part, _targets(state, mesh, rules)))
+
+
+def _targets(
+    state: nnx.State, mesh: Mesh, rules: partitioning.Rules
+) -> dict[str, jax.ShapeDtypeStruct]:
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
         partitioning.shardings(state, mesh, rules),
     )
-    flat = {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(placed)}
-    path = (Path(folder) / "weights").absolute()
-    with ocp.StandardCheckpointer() as checkpointer:
-        try:
-            weights = checkpointer.restore(path, flat)
-        except Exception as error:  # the storage layer raises many kinds
-            if _sizes(stored) != _sizes(config):
-                raise ValueError(
-                    f"{folder} holds {stored.name} with other sizes than this {config.name}"
-                ) from None
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path}: weights cannot be read: {reason}") from None
-    for key, variable in nnx.to_flat_state(state):
-        variable.set_value(weights[".".join(map(str, key))])
+    return {name: variable.get_value() for name, variable in flat(placed).items()}
+
+
+def _merge(structure: nnx.GraphDef, state: nnx.State, weights: Mapping[str, jax.Array]) -> Any:
+    for name, variable in flat(state).items():
+        variable.set_value(weights[name])
     return nnx.merge(structure, state)
 
 
-def _sizes(config: presets.CoTIRConfig) -> dict[str, Any]:
-    free = {"name", "dtype", "base_dtype", "remat", "num_steps", "lora_scale"}
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in free}
+def _differing(stored: presets.CoTIRConfig, config: presets.CoTIRConfig) -> str:
+    """Fields that fix shapes or the meaning of weights, where they differ."""
+    free = {"name", "dtype", "base_dtype", "remat", "num_steps", "lora_scale", "guidance", "tile"}
+    theirs, ours = dataclasses.asdict(stored), dataclasses.asdict(config)
+    fields = [name for name in theirs if name not in free and theirs[name] != ours[name]]
+    return ", ".join(f"{name}={theirs[name]} there, {ours[name]} here" for name in fields[:4])

@@ -1,20 +1,109 @@
-"""Reading the release's files: safetensors, and PyTorch state dicts without running their code."""
+"""Published files: safetensors, and PyTorch state dicts without running their code.
+
+Tensors are read one at a time into memory of their own: mapped pages of a 24 GB file would stay
+resident. The two formats are also written here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
-from flax import nnx
 from safetensors import SafetensorError, safe_open
 
-from cotir_jax.checkpoints.name_tables import Source
+# safetensors' names of dtypes -> numpy's; bfloat16 is not numpy's own.
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Reads a `.safetensors` or `.pt` file into numpy arrays (bfloat16 by ml_dtypes).
+class Entry(NamedTuple):
+    """Where one tensor lies.
+
+    Attributes:
+      file: that holds it.
+      shape: of the tensor.
+      dtype: key of `DTYPES`, or the file's own word for one that is not known here.
+      span: first and last byte in a safetensors file; None in a `.pt` file.
+    """
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    span: tuple[int, int] | None
+
+
+class Tensors:
+    """The tensors of one published checkpoint, in one or several files.
+
+    Args:
+      path: what messages call it: the file, or the index of several.
+      entries: by name.
+      metadata: words that the file carries beside its tensors.
+    """
+
+    def __init__(
+        self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, str] | None = None
+    ):
+        self.path, self.entries, self.metadata = path, entries, metadata or {}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: entry.shape for name, entry in self.entries.items()}
+
+    def nbytes(self, name: str) -> int:
+        """Size of a tensor on disk; 0 for a `.pt` file, which is read into memory of its own."""
+        span = self.entries[name].span
+        return span[1] - span[0] if span else 0
+
+    @property
+    def files(self) -> list[Path]:
+        return sorted({entry.file for entry in self.entries.values()})
+
+    def read(self, name: str, buffer: np.ndarray | None = None) -> np.ndarray:
+        """One tensor in memory of its own, in its dtype on disk.
+
+        Args:
+          name: of the tensor.
+          buffer: uint8, to use as that memory where it is large enough.
+
+        Raises:
+          ValueError: when the file has become unreadable.
+        """
+        entry = self.entries[name]
+        if entry.span is None:
+            return _to_numpy(_load_pt(entry.file)[name])
+        start, end = entry.span
+        if buffer is None or buffer.nbytes < end - start:
+            buffer = np.empty(end - start, np.uint8)
+        view = memoryview(buffer)[: end - start]
+        with open(entry.file, "rb", buffering=0) as file:
+            file.seek(start)
+            while view:
+                count = file.readinto(view)  # at most 2 GB at a time
+                if not count:
+                    raise ValueError(f"{entry.file}: ends within {name}; fetch it again")
+                view = view[count:]
+        return buffer[: end - start].view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def open_tensors(path: Path) -> Tensors:
+    """Reads names, shapes and dtypes of a `.safetensors`, `.pt` or `*.safetensors.index.json`.
 
     Raises:
       ValueError: for a missing, damaged or unsafe file; the message names it.
@@ -22,74 +111,168 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such checkpoint file")
+    if path.name.endswith(".index.json"):
+        return _open_index(path)
     if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="numpy") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
-        except (SafetensorError, OSError) as error:
+        return _open_safetensors(path)
+    if path.suffix in (".pt", ".pth"):
+        return Tensors(path, _pt_entries(path))
+    raise ValueError(f"{path}: expected a .safetensors or .pt file")
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a small file (bfloat16 by ml_dtypes).
+
+    Raises:
+      ValueError: for a missing, damaged or unsafe file; the message names it.
+    """
+    tensors = open_tensors(path)
+    return {name: tensors.read(name) for name in tensors.entries}
+
+
+def _open_safetensors(path: Path) -> Tensors:
+    try:
+        with safe_open(path, framework="numpy"):  # checks the header against the file's length
+            pass
+        with open(path, "rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{path}: damaged or incomplete safetensors file ({_short(error)}); fetch it again"
+        ) from None
+    metadata = header.pop("__metadata__", None)
+    start = 8 + size
+    entries = {
+        name: Entry(
+            path,
+            tuple(fields["shape"]),
+            fields["dtype"],
+            (start + fields["data_offsets"][0], start + fields["data_offsets"][1]),
+        )
+        for name, fields in header.items()
+    }
+    return Tensors(path, entries, metadata)
+
+
+def _open_index(path: Path) -> Tensors:
+    try:
+        listed = json.loads(path.read_text())["weight_map"]
+        shards = sorted(set(listed.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: damaged index ({error!r}); fetch it again") from None
+    entries: dict[str, Entry] = {}
+    metadata: dict[str, str] = {}
+    for shard in shards:
+        if not (path.parent / shard).is_file():
             raise ValueError(
-                f"{path}: damaged safetensors file ({error}); fetch it again"
-            ) from None
-    return _read_pt(path)
+                f"{path.parent / shard}: named by {path.name} and not there; fetch this shard too"
+            )
+        part = _open_safetensors(path.parent / shard)
+        entries |= part.entries
+        metadata |= part.metadata
+    for name, shard in listed.items():
+        if name not in entries or entries[name].file != path.parent / shard:
+            raise ValueError(f"{path}: says that {name} is in {shard}, which lacks it; fetch both")
+    return Tensors(path, entries, metadata)
 
 
-def _read_pt(path: Path) -> dict[str, np.ndarray]:
+def _pt_entries(path: Path) -> dict[str, Entry]:
+    names = {f"torch.{dtype.name}": name for name, dtype in DTYPES.items()}
+    return {
+        name: Entry(
+            path, tuple(tensor.shape), names.get(str(tensor.dtype), str(tensor.dtype)), None
+        )
+        for name, tensor in _load_pt(path).items()
+    }
+
+
+def _load_pt(path: Path) -> dict[str, Any]:
     try:
         import torch
     except ImportError:
         raise ValueError(
-            f"{path}: reading .pt files needs PyTorch; pip install 'cotir_jax[torch]'"
+            f"{path}: reading .pt files needs PyTorch; pip install 'cotir_jax[torch]', or pass the "
+            "same tensors as .safetensors"
         ) from None
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Files older than PyTorch 1.6 are no zip archives and cannot be mapped.
+        mapped = zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # torch raises many kinds for damaged or unsafe pickles
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: not a plain PyTorch state dict ({reason})") from None
-    return {name: _to_numpy(tensor) for name, tensor in state.items()}
+        raise ValueError(
+            f"{path}: damaged, or not a plain PyTorch state dict ({_short(error)}); fetch it again"
+        ) from None
+    if not isinstance(state, dict) or not all(torch.is_tensor(x) for x in state.values()):
+        raise ValueError(f"{path}: holds more than named tensors; save the state dict alone")
+    return state
 
 
-def _to_numpy(tensor) -> np.ndarray:
+def _to_numpy(tensor: Any) -> np.ndarray:
     import torch
 
+    tensor = tensor.detach().contiguous()
     if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
-    return tensor.numpy()
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16).copy()
+    return tensor.numpy().copy()
 
 
-def fill(model: nnx.Module, sources: list[Source], tensors: Mapping[str, np.ndarray]) -> set[str]:
-    """Puts source tensors into the parameters that the table names.
+def _short(error: Exception) -> str:
+    return str(error).split("\n")[0][:200]
+
+
+def write_safetensors(
+    path: Path,
+    layout: Mapping[str, tuple[Sequence[int], np.dtype]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Writes a safetensors file tensor by tensor; the library's own writer takes all at once.
 
     Args:
-      model: module with arrays or abstract parameters, whose shapes are the target.
-      sources: rows of a name table.
-      tensors: source arrays by name.
-
-    Returns:
-      The names of source tensors that were used.
+      path: file to write.
+      layout: shape and dtype by name.
+      tensors: the same names in the same order.
+      metadata: words to store beside them.
 
     Raises:
-      ValueError: listing every missing tensor and every shape that differs.
+      ValueError: when the tensors are not those of the layout.
     """
-    state = nnx.state(model, nnx.Param)
-    flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    used: set[str] = set()
-    problems: list[str] = []
-    for source in sources:
-        missing = [name for name in source.names if name not in tensors]
-        problems += [f"missing {name}" for name in missing]
-        if missing:
-            continue
-        used.update(source.names)
-        target = flat[source.path]
-        parts = [tensors[name].T for name in source.names]  # 1-D tensors are unchanged by .T
-        shape = (len(parts), *parts[0].shape) if source.stacked else parts[0].shape
-        if shape != target.shape or any(part.shape != parts[0].shape for part in parts):
-            problems.append(f"{source.names[0]} gives {source.path} {shape}, not {target.shape}")
-            continue
-        value = np.stack(parts) if source.stacked else parts[0]
-        flat[source.path].set_value(jnp.asarray(value, target.dtype))
-    if problems:
-        shown = "; ".join(problems[:5]) + (" ..." if len(problems) > 5 else "")
-        raise ValueError(f"{len(problems)} tensors do not fit this model: {shown}")
-    nnx.update(model, state)
-    return used
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name, (shape, dtype) in layout.items():
+        start, end = end, end + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        header[name] = dict(dtype=_NAMES[dtype], shape=list(shape), data_offsets=[start, end])
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for (expected, (shape, dtype)), (name, tensor) in zip(layout.items(), tensors, strict=True):
+            if (name, tensor.shape, tensor.dtype) != (expected, tuple(shape), dtype):
+                raise ValueError(
+                    f"{path}: got {name} {tensor.shape} {tensor.dtype}, expected {expected} "
+                    f"{tuple(shape)} {dtype}"
+                )
+            file.write(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8).data)
+
+
+def write_pt(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a PyTorch state dict.
+
+    Raises:
+      ValueError: without PyTorch.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"{path}: writing .pt files needs PyTorch; pip install 'cotir_jax[torch]', or export "
+            "with --format=safetensors"
+        ) from None
+    state = {}
+    for name, tensor in tensors.items():
+        if tensor.dtype == ml_dtypes.bfloat16:
+            state[name] = torch.from_numpy(tensor.view(np.int16)).view(torch.bfloat16)
+        else:
+            state[name] = torch.from_numpy(tensor)
+    torch.save(state, path)

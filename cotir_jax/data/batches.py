@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import grain
@@ -44,8 +43,8 @@ def stage_batches(
     stage: Stage,
     *,
     seed: int,
-    tokenizer_file: Path | str,
-    text_tokens: int,
+    tokenizer: TextTokenizer,
+    pooled_tokenizer: TextTokenizer | None = None,
     vague_schedule: Sequence[tuple[int, float]],
     process_index: int = 0,
     process_count: int = 1,
@@ -64,8 +63,9 @@ def stage_batches(
         index: where the samples are.
         stage: which steps, and the global batch size.
         seed: of order, crops and prompts.
-        tokenizer_file: a ``tokenizer.json``.
-        text_tokens: T below.
+        tokenizer: of the encoder that gives an embedding per token; T below are its tokens.
+        pooled_tokenizer: of the encoder that gives one vector per prompt, where the model has one;
+            P below.
         vague_schedule: (from step, probability of the vague prompt) pairs.
         process_index: which part of each batch.
         process_count: parts of each batch.
@@ -78,7 +78,8 @@ def stage_batches(
         Dicts, b = batch_size / process_count: ``lq``, ``hq`` uint8 ``[b, patch, patch, 3]``;
         ``prompt_ids``, ``scene_ids``, ``degradation_ids``, ``plan_ids`` int32 ``[b, T]``;
         ``prompt_mask``, ... bool ``[b, T]``; ``degradation`` int32 ``[b]`` into
-        ``index.degradations``; ``corrupt`` int32 ``[b]``, corrupt samples passed over.
+        ``index.degradations``; ``corrupt`` int32 ``[b]``, corrupt samples passed over; with a
+        pooled tokenizer also the prompt's ``pooled_ids`` int32 and ``pooled_mask`` bool ``[b, P]``.
 
     Raises:
         ValueError: sizes or the schedule are out of range; while iterating: a picture is smaller
@@ -90,7 +91,8 @@ def stage_batches(
         index=index,
         stage=stage,
         seed=seed,
-        tokenizer=TextTokenizer(tokenizer_file, text_tokens),
+        tokenizer=tokenizer,
+        pooled_tokenizer=pooled_tokenizer,
         vague_schedule=tuple(vague_schedule),
         process_index=process_index,
         process_count=process_count,
@@ -169,6 +171,7 @@ class _SampleReader:
     stage: Stage
     seed: int
     tokenizer: TextTokenizer
+    pooled_tokenizer: TextTokenizer | None
     vague_schedule: tuple[tuple[int, float], ...]
     process_index: int
     process_count: int
@@ -228,6 +231,8 @@ class _SampleReader:
         out = {}
         for name, text in named:
             out[f"{name}_ids"], out[f"{name}_mask"] = self.tokenizer(text)
+        if self.pooled_tokenizer is not None:
+            out["pooled_ids"], out["pooled_mask"] = self.pooled_tokenizer(prompt)
         return out
 
     def _warn(self, sample: int, error: CorruptSample) -> None:

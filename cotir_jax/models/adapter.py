@@ -20,6 +20,7 @@ from cotir_jax.models.layers import (
     Modulation,
     QKNorm,
     apply_rotary,
+    collect_blocks,
     layer_norm,
     scan_blocks,
     stack_blocks,
@@ -50,6 +51,7 @@ class AdapterBlock(nnx.Module):
         normed_image: jax.Array,
         conditioning_vector: jax.Array,
         angles: tuple[jax.Array, jax.Array],
+        *cached: tuple[jax.Array, jax.Array],
     ) -> jax.Array:
         hidden, count = self.hidden_size, text.shape[1]
         shift, scale, gate = self.modulation(conditioning_vector)
@@ -69,9 +71,31 @@ class AdapterBlock(nnx.Module):
         cos, sin = angles
         query = apply_rotary(self.norm.query(query), (cos[:, :count], sin[:, :count]))
         key = apply_rotary(self.norm.key(key), angles)
+        if cached:
+            key, value = (
+                jnp.concatenate(pair, axis=1) for pair in zip((key, value), cached[0], strict=True)
+            )
         attended = attention(query, key, value)
         update = self.linear2(jnp.concatenate([attended, jax.nn.gelu(mlp)], axis=-1))
         return text + gate * update
+
+    def reference(
+        self,
+        normed_image: jax.Array,
+        conditioning_vector: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """Keys and values of image rows; the rows are returned as they came."""
+        hidden = self.hidden_size
+        shift, scale, _ = self.modulation(conditioning_vector)
+        image_in = normed_image * (1 + scale) + shift
+        key, value = rearrange(
+            self.linear1(image_in, columns=slice(hidden, 3 * hidden)),
+            "b n (kv h d) -> kv b n h d",
+            kv=2,
+            h=self.num_heads,
+        )
+        return normed_image, (apply_rotary(self.norm.key(key), angles), value)
 
 
 class CoTAdapter(nnx.Module):
@@ -103,6 +127,7 @@ class CoTAdapter(nnx.Module):
         conditioning_vector: jax.Array,
         angles: tuple[jax.Array, jax.Array],
         with_thoughts: bool = True,
+        cached: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array] | None]:
         """Computes the residual for the text stream, and the three predicted thoughts.
 
@@ -112,6 +137,7 @@ class CoTAdapter(nnx.Module):
           conditioning_vector: `[batch, hidden]`.
           angles: rotary angles of text rows, then image rows.
           with_thoughts: whether the text-supervision outputs are computed; sampling needs none.
+          cached: further keys and values, from `reference`, that the text rows attend to.
 
         Returns:
           residual `[batch, text_tokens, hidden]`, and (scene, degradation, plan), each
@@ -119,7 +145,13 @@ class CoTAdapter(nnx.Module):
         """
         # The image rows' LayerNorm has no weights, so one serves every block.
         text = scan_blocks(
-            self.blocks, text, layer_norm(image), conditioning_vector, angles, remat=self.remat
+            self.blocks,
+            text,
+            layer_norm(image),
+            conditioning_vector,
+            angles,
+            remat=self.remat,
+            per_layer=cached,
         )
         degradation = self.degradation(text)
         scene = self.scene(text)
@@ -138,3 +170,12 @@ class CoTAdapter(nnx.Module):
             self.final_plan(jax.nn.gelu(plan), conditioning_vector),
         )
         return residual, thoughts
+
+    def reference(
+        self,
+        image: jax.Array,
+        conditioning_vector: jax.Array,
+        angles: tuple[jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of image rows, `[layers, batch, image_tokens, heads, head_dim]`."""
+        return collect_blocks(self.blocks, layer_norm(image), conditioning_vector, angles)[1]

@@ -1,12 +1,297 @@
-"""From pictures to latents and back."""
+"""From pictures to latents and back: the two FLUX autoencoders, and nano's patches."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from einops import rearrange
+from flax import nnx
+
+from cotir_jax.models.autoencoder_layers import GROUPS, Decoder, Encoder, in_tiles
+from cotir_jax.models.lora import Linear
+
+KINDS = ("flux1", "flux2")
 
 
-class PatchAutoencoder:
+@dataclasses.dataclass(frozen=True)
+class AutoencoderConfig:
+    """Sizes of a FLUX autoencoder.
+
+    Attributes:
+      kind: "flux1" (scale and shift) or "flux2" (quantisation convolutions, batch-norm latents).
+      channels: of the highest resolution.
+      multipliers: of the channels, for each level; every level but the last halves the sides.
+      num_res_blocks: of each level of the encoder; the decoder has one more.
+      latent_channels: before 2x2 patches become channels.
+      scale, shift: `latents = scale * (mean - shift)`, flux1 only.
+      batch_norm_eps: added to the stored variance, flux2 only.
+      param_dtype: of the weights.
+      dtype: of the computation; norms and softmax are float32 always.
+      tile: side in pixels; larger pictures are processed in overlapping tiles at most this large,
+        with less memory and not quite the same result: norms and attention see one tile. 0: never.
+
+    Raises:
+      ValueError: for sizes that cannot be built.
+    """
+
+    kind: str
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4)
+    num_res_blocks: int = 2
+    latent_channels: int = 16
+    scale: float = 0.3611
+    shift: float = 0.1159
+    batch_norm_eps: float = 1e-4
+    param_dtype: str = "float32"
+    dtype: str = "float32"
+    tile: int = 1024
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"autoencoder kind={self.kind!r}: accepted are {list(KINDS)}")
+        widths = [self.channels * multiplier for multiplier in self.multipliers]
+        if not widths or any(width % GROUPS or width <= 0 for width in widths):
+            raise ValueError(f"autoencoder widths {widths}: must be multiples of {GROUPS}")
+        if self.tile and (self.tile % self.patch or self.tile < 4 * self.patch):
+            raise ValueError(
+                f"autoencoder tile={self.tile}: must be 0 or a multiple of {self.patch}, "
+                f"at least {4 * self.patch}"
+            )
+
+    @property
+    def patch(self) -> int:
+        """Pixels of a side for each position of the packed latents."""
+        return 2 ** len(self.multipliers)
+
+
+# black-forest-labs: FLUX.1-Kontext-dev and FLUX.2, ae.safetensors.
+AUTOENCODERS = {
+    "flux1": AutoencoderConfig("flux1", latent_channels=16),
+    "flux2": AutoencoderConfig("flux2", latent_channels=32),
+}
+
+
+def from_dict(fields: Mapping[str, Any]) -> AutoencoderConfig:
+    """The config from the JSON of `dataclasses.asdict`.
+
+    Raises:
+      ValueError: for an unknown field or impossible sizes.
+    """
+    known = {field.name for field in dataclasses.fields(AutoencoderConfig)}
+    unknown = sorted(set(fields) - known)
+    if unknown or "kind" not in fields:
+        raise ValueError(
+            f"autoencoder config has fields {sorted(fields)}: expected kind and any of "
+            f"{sorted(known - {'kind'})}"
+        )
+    values = dict(fields)
+    if "multipliers" in values:
+        values["multipliers"] = tuple(values["multipliers"])
+    return AutoencoderConfig(**values)
+
+
+def config_from_release(fields: Mapping[str, Any]) -> AutoencoderConfig:
+    """The config from the sizes that stand beside a native `ae.safetensors`.
+
+    FLUX.2's have `batch_norm_eps`, FLUX.1's `scale_factor` and `shift_factor`.
+
+    Raises:
+      ValueError: for a field that is missing.
+    """
+    try:
+        sizes = dict(
+            channels=fields["ch"],
+            multipliers=tuple(fields["ch_mult"]),
+            num_res_blocks=fields["num_res_blocks"],
+            latent_channels=fields["z_channels"],
+        )
+        if "batch_norm_eps" in fields:
+            return AutoencoderConfig("flux2", batch_norm_eps=fields["batch_norm_eps"], **sizes)
+        return AutoencoderConfig(
+            "flux1", scale=fields["scale_factor"], shift=fields["shift_factor"], **sizes
+        )
+    except KeyError as error:
+        raise ValueError(f"autoencoder config without {error}: it has {sorted(fields)}") from None
+
+
+# What both diffusers classes must say for this module to compute the same; absent means so.
+_DIFFUSERS_FIXED: dict[str, Any] = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "act_fn": "silu",
+    "norm_num_groups": GROUPS,
+    "mid_block_add_attention": True,
+}
+_DIFFUSERS_KINDS: dict[Any, tuple[str, dict[str, Any]]] = {
+    "AutoencoderKL": ("flux1", {"use_quant_conv": False, "use_post_quant_conv": False}),
+    "AutoencoderKLFlux2": (
+        "flux2",
+        {
+            "use_quant_conv": True,
+            "use_post_quant_conv": True,
+            "patch_size": [2, 2],
+            "decoder_block_out_channels": None,
+        },
+    ),
+}
+
+
+def config_from_diffusers(fields: Mapping[str, Any]) -> AutoencoderConfig:
+    """The config from a diffusers `vae/config.json`.
+
+    Args:
+      fields: of `AutoencoderKL` (FLUX.1) or `AutoencoderKLFlux2`; the defaults of those classes are
+        not assumed for sizes.
+
+    Raises:
+      ValueError: for another class, or one that computes something else.
+    """
+    name = fields.get("_class_name")
+    if name not in _DIFFUSERS_KINDS:
+        raise ValueError(f"vae class {name!r}: accepted are {sorted(_DIFFUSERS_KINDS)}")
+    kind, flags = _DIFFUSERS_KINDS[name]
+    for field, expected in (_DIFFUSERS_FIXED | flags).items():
+        value = fields.get(field, expected)
+        value = list(value) if isinstance(value, tuple) else value
+        if value != expected:
+            raise ValueError(f"vae config {field}={value!r}: the {kind} one has {expected!r}")
+    needed = ["block_out_channels", "layers_per_block", "latent_channels"]
+    needed += ["scaling_factor", "shift_factor"] if kind == "flux1" else ["batch_norm_eps"]
+    missing = [field for field in needed if not fields.get(field)]
+    if missing:
+        raise ValueError(f"vae config of {name} lacks {missing}: take it from the release")
+    widths = list(fields["block_out_channels"])
+    if any(width % widths[0] for width in widths):
+        raise ValueError(f"vae block_out_channels={widths}: must be multiples of the first")
+    sizes: dict[str, Any] = dict(
+        channels=widths[0],
+        multipliers=tuple(width // widths[0] for width in widths),
+        num_res_blocks=fields["layers_per_block"],
+        latent_channels=fields["latent_channels"],
+    )
+    if kind == "flux1":
+        sizes |= dict(scale=fields["scaling_factor"], shift=fields["shift_factor"])
+    else:
+        sizes |= dict(batch_norm_eps=fields["batch_norm_eps"])
+    return AutoencoderConfig(kind, **sizes)
+
+
+class Autoencoder(nnx.Module):
+    """The autoencoder of FLUX.1 or FLUX.2 (SPEC section 4).
+
+    Encoding takes the posterior's mean. 2x2 latents become channels, `(c ph pw)`: FLUX.1 scales and
+    shifts the mean; FLUX.2 packs it, then normalises with stored batch-norm statistics.
+
+    Args:
+      config: sizes.
+      rngs: for random initial weights.
+    """
+
+    def __init__(self, config: AutoencoderConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.patch = config.patch
+        latents, count = config.latent_channels, config.num_res_blocks
+        widths = [config.channels * multiplier for multiplier in config.multipliers]
+        dtypes: dict[str, Any] = dict(param_dtype=config.param_dtype, dtype=config.dtype)
+        self.encoder = Encoder(widths, count, 2 * latents, dtypes, rngs=rngs)
+        self.decoder = Decoder(widths[::-1], count + 1, latents, dtypes, rngs=rngs)
+        if config.kind == "flux2":
+            linear: dict[str, Any] = dict(axes=(None, None), use_bias=True, rngs=rngs, **dtypes)
+            self.quant = Linear(2 * latents, 2 * latents, **linear)
+            self.post_quant = Linear(latents, latents, **linear)
+            # Statistics of the training set, read from the files like weights.
+            self.running_mean = nnx.Param(jnp.zeros((4 * latents,), jnp.float32))
+            self.running_var = nnx.Param(jnp.ones((4 * latents,), jnp.float32))
+
+    def encode(self, pictures: jax.Array) -> jax.Array:
+        """Pictures to normalised, packed latents.
+
+        Args:
+          pictures: float32 `[batch, height, width, 3]` in [-1, 1].
+
+        Returns:
+          float32 `[batch, height/patch, width/patch, 4 * latent_channels]`.
+
+        Raises:
+          ValueError: for another shape, or a side that is not a multiple of the patch.
+        """
+        _check(pictures, 3, self.patch, "pictures", "pad them")
+        if not self._needs_tiles(*(side // self.patch for side in pictures.shape[1:3])):
+            return self._encode(pictures)
+        return in_tiles(
+            self._encode,
+            pictures,
+            largest=self.config.tile // self.patch,
+            scale_in=self.patch,
+            scale_out=1,
+            channels_out=4 * self.config.latent_channels,
+        )
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """Inverse direction of `encode`; pictures are float32 and may leave [-1, 1] a little.
+
+        Raises:
+          ValueError: for another shape.
+        """
+        channels = 4 * self.config.latent_channels
+        _check(latents, channels, 1, "latents", "encode gives them so")
+        if not self._needs_tiles(*latents.shape[1:3]):
+            return self._decode(latents)
+        return in_tiles(
+            self._decode,
+            latents,
+            largest=self.config.tile // self.patch,
+            scale_in=1,
+            scale_out=self.patch,
+            channels_out=3,
+        )
+
+    def _needs_tiles(self, height: int, width: int) -> bool:
+        return bool(self.config.tile) and max(height, width) * self.patch > self.config.tile
+
+    def _encode(self, pictures: jax.Array) -> jax.Array:
+        channels = self.config.latent_channels
+        moments = self.encoder(pictures.astype(self.config.dtype))
+        if self.config.kind == "flux1":
+            mean = moments[..., :channels].astype(jnp.float32)
+            return _pack(self.config.scale * (mean - self.config.shift))
+        mean = self.quant(moments, slice(0, channels)).astype(jnp.float32)
+        return (_pack(mean) - self.running_mean[...]) / self._deviation()
+
+    def _decode(self, latents: jax.Array) -> jax.Array:
+        latents = latents.astype(jnp.float32)
+        if self.config.kind == "flux1":
+            mean = _unpack(latents) / self.config.scale + self.config.shift
+        else:
+            mean = self.post_quant(_unpack(latents * self._deviation() + self.running_mean[...]))
+        return self.decoder(mean.astype(self.config.dtype)).astype(jnp.float32)
+
+    def _deviation(self) -> jax.Array:
+        return jnp.sqrt(self.running_var[...] + self.config.batch_norm_eps)
+
+
+def _pack(latents: jax.Array) -> jax.Array:
+    return rearrange(latents, "b (h p) (w q) c -> b h w (c p q)", p=2, q=2)
+
+
+def _unpack(latents: jax.Array) -> jax.Array:
+    return rearrange(latents, "b h w (c p q) -> b (h p) (w q) c", p=2, q=2)
+
+
+def _check(array: jax.Array, channels: int, multiple: int, what: str, mend: str) -> None:
+    shape = array.shape
+    if len(shape) != 4 or shape[3] != channels or shape[1] % multiple or shape[2] % multiple:
+        raise ValueError(
+            f"{what} {shape}: expected [batch, height, width, {channels}] with sides that are "
+            f"multiples of {multiple}; {mend}"
+        )
+
+
+class PatchAutoencoder(nnx.Module):
     """Nano's autoencoder: patches of pixels as channels; nothing learned, exactly invertible.
 
     Args:

@@ -2,6 +2,10 @@
 
 No biases, SwiGLU MLPs, one modulation per kind of block shared by all blocks of that kind. Blocks
 of a kind are stacked and scanned, so compile time does not grow with depth.
+
+klein-9b-kv (`reference_cache`): condition rows attend only to themselves and are modulated for
+timestep 0, so nothing about them depends on text, target or sampling step. `Flux2.reference`
+computes their keys and values once; the blocks then run on text and target rows alone.
 """
 
 from __future__ import annotations
@@ -19,34 +23,36 @@ from cotir_jax.models.layers import (
     FinalLayer,
     MLPEmbedder,
     Modulation,
+    Output,
     QKNorm,
     apply_rotary,
+    check_inputs,
+    collect_blocks,
     modulate,
     rotary_angles,
     scan_blocks,
     stack_blocks,
     timestep_embedding,
 )
-from cotir_jax.models.lora import Linear
+from cotir_jax.models.lora import Linear, lora_fields
 from cotir_jax.models.presets import CoTIRConfig
 
 Angles = tuple[jax.Array, jax.Array]
 Modulations = tuple[jax.Array, ...]
+# Keys and values `[batch, tokens, heads, head_dim]`, of stacked blocks with a leading layers axis.
+KeyValue = tuple[jax.Array, jax.Array]
 
 # Time coordinate of the condition's tokens; target tokens are at 0 (SPEC section 3).
 CONDITION_TIME = 10
 
-# Below this timestep a clean-picture estimate no longer fixes the velocity: (x_t - x) / t.
-MIN_TIMESTEP = 0.05
 
+class Reference(NamedTuple):
+    """Keys and values of the condition's rows in every kind of block."""
 
-class Output(NamedTuple):
-    """What the transformer computes: image output and the three predicted thoughts (or None)."""
-
-    image: jax.Array
-    scene: jax.Array | None
-    degradation: jax.Array | None
-    plan: jax.Array | None
+    double: KeyValue
+    adapter: KeyValue
+    single: KeyValue
+    last: KeyValue
 
 
 def _linear(config: CoTIRConfig) -> dict[str, Any]:
@@ -56,6 +62,12 @@ def _linear(config: CoTIRConfig) -> dict[str, Any]:
 def _swiglu(x: jax.Array) -> jax.Array:
     gate, value = jnp.split(x, 2, axis=-1)
     return jax.nn.silu(gate) * value
+
+
+def _joined(*parts: KeyValue) -> KeyValue:
+    """Rows of several key-value pairs, one after the other."""
+    keys, values = zip(*parts, strict=True)
+    return jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
 
 
 class Stream(nnx.Module):
@@ -71,7 +83,9 @@ class Stream(nnx.Module):
         self.mlp_in = Linear(hidden, 2 * mlp, rngs=rngs, **linear)
         self.mlp_out = Linear(mlp, hidden, axes=("mlp", "embed"), rngs=rngs, **linear)
 
-    def project(self, x: jax.Array, modulation: Modulations, angles: Angles) -> tuple:
+    def project(
+        self, x: jax.Array, modulation: Modulations, angles: Angles
+    ) -> tuple[jax.Array, KeyValue]:
         shift, scale, _ = modulation[:3]
         query, key, value = rearrange(
             self.qkv(modulate(x, shift, scale)),
@@ -80,7 +94,7 @@ class Stream(nnx.Module):
             h=self.num_heads,
         )
         query = apply_rotary(self.norm.query(query), angles)
-        return query, apply_rotary(self.norm.key(key), angles), value
+        return query, (apply_rotary(self.norm.key(key), angles), value)
 
     def finish(self, x: jax.Array, attended: jax.Array, modulation: Modulations) -> jax.Array:
         _, _, attention_gate, shift, scale, mlp_gate = modulation
@@ -100,18 +114,25 @@ class DoubleBlock(nnx.Module):
         streams: tuple[jax.Array, jax.Array],
         modulations: tuple[Modulations, Modulations],
         angles: tuple[Angles, Angles],
+        *cached: KeyValue,
     ) -> tuple[jax.Array, jax.Array]:
         text, image = streams
-        from_text = self.text.project(text, modulations[0], angles[0])
-        from_image = self.image.project(image, modulations[1], angles[1])
-        attended = attention(
-            *(jnp.concatenate(pair, axis=1) for pair in zip(from_text, from_image, strict=True))
-        )
+        text_query, text_kv = self.text.project(text, modulations[0], angles[0])
+        image_query, image_kv = self.image.project(image, modulations[1], angles[1])
+        query = jnp.concatenate([text_query, image_query], axis=1)
+        attended = attention(query, *_joined(text_kv, image_kv, *cached))
         count = text.shape[1]
         return (
             self.text.finish(text, attended[:, :count], modulations[0]),
             self.image.finish(image, attended[:, count:], modulations[1]),
         )
+
+    def reference(
+        self, image: jax.Array, modulation: Modulations, angles: Angles
+    ) -> tuple[jax.Array, KeyValue]:
+        """Image rows that attend to themselves alone; returns them, and their keys and values."""
+        query, key_value = self.image.project(image, modulation, angles)
+        return self.image.finish(image, attention(query, *key_value), modulation), key_value
 
 
 class SingleBlock(nnx.Module):
@@ -120,16 +141,25 @@ class SingleBlock(nnx.Module):
     def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
         hidden = config.hidden_size
         mlp = int(hidden * config.mlp_ratio)
-        linear = dict(rank=config.lora_rank, scale=config.lora_scale, **_linear(config))
+        linear = lora_fields(config) | _linear(config)
         self.hidden_size, self.num_heads = hidden, config.num_heads
         self.linear1 = Linear(hidden, 3 * hidden + 2 * mlp, rngs=rngs, **linear)
         self.linear2 = Linear(hidden + mlp, hidden, axes=("mlp", "embed"), rngs=rngs, **linear)
         self.norm = QKNorm(config.head_dim, param_type=nnx.Param, param_dtype=config.base_dtype)
 
-    def __call__(self, x: jax.Array, modulation: Modulations, angles: Angles) -> jax.Array:
-        return self.rows(x, modulation, angles, slice(None))
+    def __call__(
+        self, x: jax.Array, modulation: Modulations, angles: Angles, *cached: KeyValue
+    ) -> jax.Array:
+        return self.rows(x, modulation, angles, slice(None), *cached)
 
-    def rows(self, x: jax.Array, modulation: Modulations, angles: Angles, rows: slice) -> jax.Array:
+    def rows(
+        self,
+        x: jax.Array,
+        modulation: Modulations,
+        angles: Angles,
+        rows: slice,
+        *cached: KeyValue,
+    ) -> jax.Array:
         """The block's output for some rows: keys and values are computed for all of them."""
         hidden = self.hidden_size
         shift, scale, gate = modulation
@@ -142,11 +172,26 @@ class SingleBlock(nnx.Module):
             query = self.linear1(x_in[:, rows], columns=slice(0, hidden))
             mlp = self.linear1(x_in[:, rows], columns=slice(3 * hidden, None))
         query = rearrange(query, "b n (h d) -> b n h d", h=self.num_heads)
-        key, value = rearrange(key_value, "b n (kv h d) -> kv b n h d", kv=2, h=self.num_heads)
         query = apply_rotary(self.norm.query(query), (cos[:, rows], sin[:, rows]))
-        attended = attention(query, apply_rotary(self.norm.key(key), angles), value)
+        attended = attention(query, *_joined(self._key_value(key_value, angles), *cached))
         update = self.linear2(jnp.concatenate([attended, _swiglu(mlp)], axis=-1))
         return x[:, rows] + gate * update
+
+    def _key_value(self, projected: jax.Array, angles: Angles) -> KeyValue:
+        key, value = rearrange(projected, "b n (kv h d) -> kv b n h d", kv=2, h=self.num_heads)
+        return apply_rotary(self.norm.key(key), angles), value
+
+    def reference(
+        self, x: jax.Array, modulation: Modulations, angles: Angles
+    ) -> tuple[jax.Array, KeyValue]:
+        """Rows that attend to themselves alone; returns them, and their keys and values."""
+        return self(x, modulation, angles), self.key_value(x, modulation, angles)
+
+    def key_value(self, x: jax.Array, modulation: Modulations, angles: Angles) -> KeyValue:
+        """Keys and values of all rows."""
+        shift, scale, _ = modulation
+        columns = slice(self.hidden_size, 3 * self.hidden_size)
+        return self._key_value(self.linear1(modulate(x, shift, scale), columns), angles)
 
 
 class Flux2(nnx.Module):
@@ -154,7 +199,7 @@ class Flux2(nnx.Module):
 
     def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
         hidden, linear = config.hidden_size, _linear(config)
-        lora = dict(rank=config.lora_rank, scale=config.lora_scale)
+        lora = lora_fields(config)
         self.config = config
         self.img_in = Linear(config.in_channels, hidden, axes=(None, "embed"), rngs=rngs, **linear)
         self.txt_in = Linear(
@@ -170,7 +215,7 @@ class Flux2(nnx.Module):
         self.double_blocks = stack_blocks(
             lambda rngs: DoubleBlock(config, rngs=rngs), config.num_double_blocks, rngs
         )
-        self.cot_adapter = CoTAdapter(config, rngs=rngs)
+        self.cot_adapter = CoTAdapter(config, rngs=rngs) if config.adapter_depth else None
         self.single_blocks = stack_blocks(
             lambda rngs: SingleBlock(config, rngs=rngs), config.num_single_blocks - 1, rngs
         )
@@ -191,6 +236,7 @@ class Flux2(nnx.Module):
         *,
         output_rows: int | None = None,
         with_thoughts: bool = True,
+        reference: Reference | None = None,
     ) -> Output:
         """One forward pass over [target, condition] image tokens.
 
@@ -203,6 +249,7 @@ class Flux2(nnx.Module):
           guidance: `[batch]`, for models with a guidance embedding.
           output_rows: leading image rows to compute the output for; None is all of them.
           with_thoughts: whether the thoughts are predicted too.
+          reference: the condition's keys and values; the image tokens then are the target's alone.
 
         Returns:
           `Output`; `image` is `[batch, output_rows, in_channels]`, thoughts
@@ -211,112 +258,79 @@ class Flux2(nnx.Module):
         Raises:
           ValueError: for shapes that do not fit the model.
         """
-        self._check(image_tokens, text_embeddings, guidance)
-        config, dtype = self.config, self.config.dtype
-        vector = self.time_in(timestep_embedding(timestep))
-        if self.guidance_in is not None:
-            vector = vector + self.guidance_in(timestep_embedding(guidance))
-        ids = (text_ids, image_ids)
-        text_angles, image_angles = (
-            rotary_angles(x, config.axes_dim, config.theta, config.position_dtype) for x in ids
-        )
+        check_inputs(config := self.config, image_tokens, text_embeddings, guidance)
+        dtype = config.dtype
+        vector = self._conditioning_vector(timestep, guidance)
+        text_angles, image_angles = self._angles(text_ids), self._angles(image_ids)
         angles = jax.tree.map(
             lambda a, b: jnp.concatenate([a, b], axis=1), text_angles, image_angles
         )
+        cached = reference or Reference(None, None, None, None)
         text, image = scan_blocks(
             self.double_blocks,
             (self.txt_in(text_embeddings.astype(dtype)), self.img_in(image_tokens.astype(dtype))),
             (self.text_modulation(vector), self.image_modulation(vector)),
             (text_angles, image_angles),
             remat=config.remat,
+            per_layer=cached.double,
         )
-        residual, thoughts = self.cot_adapter(text, image, vector, angles, with_thoughts)
+        thoughts = None
+        if self.cot_adapter is not None:
+            residual, thoughts = self.cot_adapter(
+                text, image, vector, angles, with_thoughts, cached.adapter
+            )
+            text = text + residual
         modulation = self.single_modulation(vector)
-        x = jnp.concatenate([text + residual, image], axis=1)
-        x = scan_blocks(self.single_blocks, x, modulation, angles, remat=config.remat)
+        x = jnp.concatenate([text, image], axis=1)
+        x = scan_blocks(
+            self.single_blocks, x, modulation, angles, remat=config.remat, per_layer=cached.single
+        )
         first = text.shape[1]
         last = x.shape[1] if output_rows is None else first + output_rows
-        x = self.last_single_block.rows(x, modulation, angles, slice(first, last))
+        rest = () if reference is None else (reference.last,)
+        x = self.last_single_block.rows(x, modulation, angles, slice(first, last), *rest)
         return Output(self.final_layer(x, vector), *(thoughts or (None, None, None)))
 
-    def predict(
-        self,
-        noisy_latents: jax.Array,
-        condition: jax.Array,
-        text_embeddings: jax.Array,
-        timestep: jax.Array,
-        guidance: jax.Array | None = None,
-        *,
-        with_thoughts: bool = True,
-    ) -> Output:
-        """Velocity at `timestep` for a grid of latents, with the standard position ids.
-
-        With `prediction="correction"` the clean estimate is `x = condition + output` and the
-        velocity is `(x_t - x) / t`. The output is summed over the target row and the condition
-        row of the same place: at t = 1 a target row holds noise alone, while the condition row
-        holds what is to be corrected, so nothing has to be copied by attention first.
+    def reference(
+        self, image_tokens: jax.Array, image_ids: jax.Array, guidance: jax.Array | None = None
+    ) -> Reference:
+        """Keys and values of condition rows that see only themselves, at timestep 0.
 
         Args:
-          noisy_latents: `[batch, height, width, in_channels]`, x_t.
-          condition: `[batch, height, width, in_channels]`, latents of the degraded picture.
-          text_embeddings: `[batch, text_tokens, text_channels]`.
-          timestep: `[batch]`.
-          guidance: `[batch]` or None.
-          with_thoughts: whether the thoughts are predicted too.
-
-        Returns:
-          `Output`; `image` is the velocity `[batch, height, width, in_channels]`, float32.
+          image_tokens: the condition's, `[batch, tokens, in_channels]`.
+          image_ids: `[batch, tokens, 4]`.
+          guidance: as for a forward pass.
         """
-        batch, height, width, _ = noisy_latents.shape
-        if condition.shape != noisy_latents.shape:
-            raise ValueError(
-                f"condition {condition.shape} and latents {noisy_latents.shape} must be equal"
-            )
-        corrects = self.config.prediction == "correction"
-        tokens = jnp.concatenate([noisy_latents, condition], axis=1)
-        count = height * width
-        out = self(
-            rearrange(tokens, "b h w c -> b (h w) c"),
-            jnp.broadcast_to(image_position_ids(height, width), (batch, 2 * count, 4)),
-            text_embeddings,
-            jnp.broadcast_to(
-                text_position_ids(text_embeddings.shape[1]), (batch, text_embeddings.shape[1], 4)
-            ),
-            timestep,
-            guidance,
-            output_rows=None if corrects else count,
-            with_thoughts=with_thoughts,
-        )
-        image = out.image.astype(jnp.float32)
-        if corrects:
-            image = image[:, :count] + image[:, count:]
-        image = rearrange(image, "b (h w) c -> b h w c", h=height)
-        if corrects:
-            time = jnp.maximum(timestep.astype(jnp.float32), MIN_TIMESTEP)[:, None, None, None]
-            image = (noisy_latents - condition - image) / time
-        return out._replace(image=image)
+        vector = self._conditioning_vector(jnp.zeros(image_tokens.shape[:1]), guidance)
+        angles = self._angles(image_ids)
+        x = self.img_in(image_tokens.astype(self.config.dtype))
+        x, double = collect_blocks(self.double_blocks, x, self.image_modulation(vector), angles)
+        adapter = self.cot_adapter and self.cot_adapter.reference(x, vector, angles)
+        modulation = self.single_modulation(vector)
+        x, single = collect_blocks(self.single_blocks, x, modulation, angles)
+        last = self.last_single_block.key_value(x, modulation, angles)
+        return Reference(double, adapter, single, last)
 
-    def _check(self, image_tokens: jax.Array, text: jax.Array, guidance: jax.Array | None) -> None:
+    def _conditioning_vector(self, timestep: jax.Array, guidance: jax.Array | None) -> jax.Array:
+        vector = self.time_in(timestep_embedding(timestep))
+        if self.guidance_in is not None:
+            vector = vector + self.guidance_in(timestep_embedding(guidance))
+        return vector
+
+    def _angles(self, ids: jax.Array) -> Angles:
         config = self.config
-        if image_tokens.ndim != 3 or image_tokens.shape[-1] != config.in_channels:
-            raise ValueError(
-                f"image tokens {image_tokens.shape}: expected [batch, tokens, {config.in_channels}]"
-            )
-        if text.ndim != 3 or text.shape[-1] != config.text_channels:
-            raise ValueError(
-                f"text embeddings {text.shape}: expected [batch, tokens, {config.text_channels}]; "
-                f"is this the text encoder of {config.name}?"
-            )
-        if config.guidance_embed and guidance is None:
-            raise ValueError(f"{config.name} has a guidance embedding: pass guidance [batch]")
+        return rotary_angles(ids, config.axes_dim, config.theta, config.position_dtype)
 
 
-def image_position_ids(height: int, width: int) -> jax.Array:
-    """Ids (t, y, x, l) of target tokens, then condition tokens: `[2 * height * width, 4]`."""
+def image_position_ids(height: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """Ids (t, y, x, l) of target tokens and of condition tokens, each `[height * width, 4]`."""
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     zero = jnp.zeros_like(y)
-    parts = [jnp.stack([zero + time, y, x, zero], axis=-1) for time in (0, CONDITION_TIME)]
-    return rearrange(jnp.stack(parts), "part h w axes -> (part h w) axes")
+    target, condition = (
+        rearrange(jnp.stack([zero + time, y, x, zero], axis=-1), "h w axes -> (h w) axes")
+        for time in (0, CONDITION_TIME)
+    )
+    return target, condition
 
 
 def text_position_ids(tokens: int) -> jax.Array:

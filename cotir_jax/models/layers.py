@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,39 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax.models.lora import Linear
+from cotir_jax.models.presets import CoTIRConfig
 
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+
+
+class Output(NamedTuple):
+    """What a transformer computes: image output and the three predicted thoughts (or None)."""
+
+    image: jax.Array
+    scene: jax.Array | None
+    degradation: jax.Array | None
+    plan: jax.Array | None
+
+
+def check_inputs(
+    config: CoTIRConfig, image_tokens: jax.Array, text: jax.Array, guidance: jax.Array | None
+) -> None:
+    """Raises `ValueError` for inputs of a forward pass that do not fit the model."""
+    if image_tokens.ndim != 3 or image_tokens.shape[-1] != config.in_channels:
+        raise ValueError(
+            f"image tokens {image_tokens.shape}: expected [batch, tokens, {config.in_channels}]"
+        )
+    if text.ndim != 3 or text.shape[-1] != config.text_channels:
+        raise ValueError(
+            f"text embeddings {text.shape}: expected [batch, tokens, {config.text_channels}]; "
+            f"is this the text encoder of {config.name}?"
+        )
+    if config.guidance_embed and guidance is None:
+        raise ValueError(f"{config.name} has a guidance embedding: pass guidance [batch]")
 
 
 def timestep_embedding(
@@ -200,7 +227,7 @@ def stack_blocks(make: Callable[[nnx.Rngs], Any], count: int, rngs: nnx.Rngs) ->
     return nnx.split_rngs(splits=count)(build)(rngs)
 
 
-def scan_blocks(blocks: Any, carry: Any, *broadcast: Any, remat: str) -> Any:
+def scan_blocks(blocks: Any, carry: Any, *broadcast: Any, remat: str, per_layer: Any = None) -> Any:
     """Runs stacked blocks one after the other as a single scanned program.
 
     Args:
@@ -208,12 +235,27 @@ def scan_blocks(blocks: Any, carry: Any, *broadcast: Any, remat: str) -> Any:
       carry: what changes from block to block.
       *broadcast: what every block reads.
       remat: key of `REMAT_POLICIES`.
+      per_layer: pytree with a leading layers axis; each block gets its slice as last argument.
     """
     graphdef, states = nnx.split(blocks)
 
-    def body(carry: Any, state: Any) -> tuple[Any, None]:
-        return nnx.merge(graphdef, state)(carry, *broadcast), None
+    def body(carry: Any, layer: tuple[Any, Any]) -> tuple[Any, None]:
+        state, item = layer
+        items = () if item is None else (item,)
+        return nnx.merge(graphdef, state)(carry, *broadcast, *items), None
 
     if remat != "none":
         body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
-    return jax.lax.scan(body, carry, states)[0]
+    return jax.lax.scan(body, carry, (states, per_layer))[0]
+
+
+def collect_blocks(blocks: Any, carry: Any, *broadcast: Any) -> tuple[Any, Any]:
+    """Runs stacked blocks by `block.reference(carry, *broadcast) -> (carry, kept)`.
+
+    Returns:
+      The last carry, and what the blocks kept, stacked along a leading layers axis.
+    """
+    graphdef, states = nnx.split(blocks)
+    return jax.lax.scan(
+        lambda carry, state: nnx.merge(graphdef, state).reference(carry, *broadcast), carry, states
+    )

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cotir_jax.models.presets import CoTIRConfig
+
 
 class AdapterParam(nnx.Param):
     """A weight of the CoT adapter."""
@@ -33,8 +35,13 @@ def trainable_filter(which: str) -> Any:
     return filters[which]
 
 
+def lora_fields(config: CoTIRConfig) -> dict[str, Any]:
+    """The arguments of `Linear` that say what LoRA it has."""
+    return dict(rank=config.lora_rank, scale=config.lora_scale, lora_bias=config.lora_bias)
+
+
 class Linear(nnx.Module):
-    """`y = x W + b + scale * (x A B + b_B)`, the last term only where `rank > 0`.
+    """`y = x W + b + scale * (x A B + b_B)`, LoRA's product only where `rank > 0`.
 
     A starts as PyTorch's default linear initialisation and B and its bias at zero, so that training
     starts at the base model; the release also draws B at random (SPEC section 3).
@@ -43,7 +50,8 @@ class Linear(nnx.Module):
       in_features, out_features: sizes.
       axes: logical names of the kernel's two axes, for sharding.
       use_bias: whether the base layer has a bias. LoRA's B always has one, as on disk.
-      rank, scale: of the LoRA update.
+      rank, scale: of the LoRA update; the rank is at most either size.
+      lora_bias: whether b_B is there without A and B (a merged LoRA); with a rank it always is.
       param_type: variable type of the base weights.
       param_dtype: dtype of the base weights; LoRA weights are float32 master copies.
       dtype: dtype of the matrix products.
@@ -59,6 +67,7 @@ class Linear(nnx.Module):
         use_bias: bool = False,
         rank: int = 0,
         scale: float = 1.0,
+        lora_bias: bool = False,
         param_type: type[nnx.Param] = nnx.Param,
         param_dtype: str = "float32",
         dtype: str = "float32",
@@ -75,13 +84,18 @@ class Linear(nnx.Module):
             _param(param_type, zeros((out_features,), param_dtype), axes[1:]) if use_bias else None
         )
         self.scale, self.dtype = scale, dtype
-        self.rank = rank
+        # The release caps the rank by the layer's size: kontext-12b's output layer has rank 64.
+        rank = self.rank = min(rank, in_features, out_features)
         if rank:
             a = torch_init(rngs.params(), (in_features, rank), jnp.float32)
             self.lora_a = _param(nnx.LoRAParam, a, (axes[0], None))
             b = zeros((rank, out_features), jnp.float32)
             self.lora_b = _param(nnx.LoRAParam, b, (None, axes[1]))
-            self.lora_bias = _param(nnx.LoRAParam, zeros((out_features,), jnp.float32), axes[1:])
+        self.lora_bias = (
+            _param(nnx.LoRAParam, zeros((out_features,), jnp.float32), axes[1:])
+            if rank or lora_bias
+            else None
+        )
 
     def __call__(self, x: jax.Array, columns: slice = slice(None)) -> jax.Array:
         """Applies the layer to `[..., in_features]`.
@@ -96,8 +110,9 @@ class Linear(nnx.Module):
             y = y + self.bias[...][columns].astype(self.dtype)
         if self.rank:
             low = x @ self.lora_a[...].astype(self.dtype)
-            update = low @ self.lora_b[...][:, columns].astype(self.dtype)
-            y = y + self.scale * (update + self.lora_bias[...][columns].astype(self.dtype))
+            y = y + self.scale * (low @ self.lora_b[...][:, columns].astype(self.dtype))
+        if self.lora_bias is not None:
+            y = y + self.scale * self.lora_bias[...][columns].astype(self.dtype)
         return y
 
 

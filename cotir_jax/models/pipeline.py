@@ -4,25 +4,19 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
-from cotir_jax.models.autoencoder import PatchAutoencoder
-from cotir_jax.models.flux2 import Flux2
+from cotir_jax import sampling
+from cotir_jax.models.autoencoder import AUTOENCODERS, Autoencoder, PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig
-from cotir_jax.sampling import euler, flux2_schedule
+from cotir_jax.models.transformer import Text, Transformer, condition_reference, predict
 
 
-def make_autoencoder(config: CoTIRConfig) -> PatchAutoencoder:
-    """The autoencoder that the model's latents come from.
-
-    Raises:
-      ValueError: where it is not there yet.
-    """
-    if config.autoencoder != "patch":
-        raise ValueError(
-            f"{config.name} needs the {config.autoencoder} autoencoder, which this version "
-            "does not have; use the nano model"
-        )
-    return PatchAutoencoder(config.patch)
+def make_autoencoder(config: CoTIRConfig, *, rngs: nnx.Rngs) -> Autoencoder | PatchAutoencoder:
+    """The autoencoder that the model's latents come from, with fresh weights where it has any."""
+    if config.autoencoder == "patch":
+        return PatchAutoencoder(config.patch)
+    return Autoencoder(AUTOENCODERS[config.autoencoder], rngs=rngs)
 
 
 def to_unit_range(pictures: jax.Array) -> jax.Array:
@@ -36,34 +30,60 @@ def to_uint8(pictures: jax.Array) -> jax.Array:
 
 
 def restore_pictures(
-    model: Flux2,
+    model: Transformer,
+    autoencoder: Autoencoder | PatchAutoencoder,
     pictures: jax.Array,
-    text_embeddings: jax.Array,
+    text: Text,
     noise_key: jax.Array,
     num_steps: int,
+    empty_text: Text | None = None,
 ) -> jax.Array:
-    """Restores a batch of pictures.
+    """Restores a batch of pictures (SPEC section 6).
 
     Args:
       model: the transformer.
+      autoencoder: of pictures and latents.
       pictures: degraded, uint8 `[batch, height, width, 3]`, sides multiples of the patch.
-      text_embeddings: `[batch, text_tokens, text_channels]`, of the prompts.
+      text: of the prompts.
       noise_key: one key: all pictures of the batch start from the same noise, so that a picture's
         result does not depend on its place in the batch.
       num_steps: Euler steps.
+      empty_text: of empty prompts, for models with two-pass guidance.
 
     Returns:
       uint8 `[batch, height, width, 3]`.
+
+    Raises:
+      ValueError: for shapes that do not fit the model.
     """
-    autoencoder = make_autoencoder(model.config)
+    config = model.config
+    two_passes = config.guidance > 0 and not config.guidance_embed
+    if two_passes and empty_text is None:
+        raise ValueError(f"{config.name} is guided by two passes: pass empty_text too")
     condition = autoencoder.encode(to_unit_range(pictures))
     noise = jax.random.normal(noise_key, condition.shape[1:], jnp.float32)
-    schedule = flux2_schedule(num_steps, condition.shape[1] * condition.shape[2])
+    tokens = condition.shape[1] * condition.shape[2]
+    schedule = sampling.schedule(config.family, num_steps, tokens)
+    reference = condition_reference(model, condition) if config.reference_cache else None
 
     def velocity(latents: jax.Array, timestep: jax.Array) -> jax.Array:
-        return model.predict(
-            latents, condition, text_embeddings, timestep, with_thoughts=False
-        ).image
+        def run(text: Text) -> jax.Array:
+            guidance = jnp.full_like(timestep, config.guidance) if config.guidance_embed else None
+            return predict(
+                model,
+                latents,
+                condition,
+                text,
+                timestep,
+                guidance,
+                with_thoughts=False,
+                reference=reference,
+            ).image
 
-    latents = euler(velocity, jnp.broadcast_to(noise, condition.shape), schedule)
+        if not two_passes:
+            return run(text)
+        unguided = run(empty_text)
+        return unguided + config.guidance * (run(text) - unguided)
+
+    latents = sampling.euler(velocity, jnp.broadcast_to(noise, condition.shape), schedule)
     return to_uint8(autoencoder.decode(latents))

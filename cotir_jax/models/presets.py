@@ -14,6 +14,7 @@ class CoTIRConfig:
 
     Attributes:
       name: preset name, stored in model folders.
+      family: "flux1" or "flux2", the transformer's kind.
       hidden_size, num_heads: width of every block; `head_dim = hidden_size / num_heads`.
       num_double_blocks, num_single_blocks: depth of the two halves of the transformer.
       axes_dim: rotary channels per position axis (t, y, x, l); they add up to `head_dim`.
@@ -22,18 +23,26 @@ class CoTIRConfig:
       in_channels: channels of one image token, after the autoencoder.
       text_channels: width of the text embeddings, and of the three thoughts.
       text_tokens: length that prompts and thoughts are padded or cut to.
+      pooled_channels: width of the pooled text vector that joins the conditioning vector; 0: none.
       guidance_embed: whether a guidance value is embedded beside the timestep.
-      adapter_depth, adapter_mlp_ratio: the CoT adapter's blocks.
+      guidance: value used in restoring: embedded where `guidance_embed`, otherwise the scale of
+        two-pass guidance (with the prompt and with an empty one); 0 is a single pass.
+      reference_cache: condition tokens attend only to themselves and are seen at timestep 0, so
+        that their keys and values are computed once for all sampling steps (klein-9b-kv).
+      adapter_depth, adapter_mlp_ratio: the CoT adapter's blocks; depth 0 is no adapter at all, so
+        nothing is predicted of the thoughts and no constraint is left.
       lora_rank, lora_scale: rank 0 builds no LoRA parameters.
+      lora_bias: with rank 0, whether LoRA's output bias is there all the same. It is what remains
+        of LoRA once it is merged into linears that have no bias of their own.
       position_dtype: precision of position ids, rotary frequencies and angles. The released
         weights were trained with "bfloat16", which loses text positions above 256; new training
         uses "float32".
       prediction: what the transformer's output means. "velocity" is the published reading.
         "correction" reads it as a correction to the degraded picture's latents, which makes the
-        identity the starting point (`Flux2.predict`).
-      autoencoder: "patch" (exact, nothing learned) or "flux2" (the published one).
+        identity the starting point (`transformer.predict`).
+      autoencoder: "patch" (exact, nothing learned), or "flux1" or "flux2" (the published ones).
       patch: pixels of a side of one image token.
-      text_encoder: "minilm" or "qwen3".
+      text_encoder: "minilm", "qwen3", or "t5" (with CLIP for the pooled vector).
       num_steps: sampling steps that the model is used with by default.
       tile: side in pixels of the overlapping tiles that pictures are restored in; 0 takes the whole
         picture at once. Small models see best at the size that they were trained on.
@@ -50,15 +59,20 @@ class CoTIRConfig:
     num_single_blocks: int
     axes_dim: tuple[int, ...]
     text_channels: int
+    family: str = "flux2"
     theta: float = 2000.0
     mlp_ratio: float = 3.0
     in_channels: int = 128
     text_tokens: int = 512
+    pooled_channels: int = 0
     guidance_embed: bool = False
+    guidance: float = 0.0
+    reference_cache: bool = False
     adapter_depth: int = 6
     adapter_mlp_ratio: float = 4.0
     lora_rank: int = 96
     lora_scale: float = 1.0
+    lora_bias: bool = False
     position_dtype: str = "bfloat16"
     prediction: str = "velocity"
     autoencoder: str = "flux2"
@@ -80,14 +94,21 @@ class CoTIRConfig:
                 f"axes_dim {self.axes_dim} must be even numbers that add up to the head size "
                 f"{self.head_dim} = {self.hidden_size} / {self.num_heads}"
             )
-        if self.num_double_blocks < 1 or self.num_single_blocks < 2 or self.adapter_depth < 1:
+        if self.num_double_blocks < 1 or self.num_single_blocks < 2 or self.adapter_depth < 0:
             raise ValueError(
-                f"{self.name}: needs at least 1 double block, 2 single blocks and adapter depth 1, "
+                f"{self.name}: needs at least 1 double block, 2 single blocks and adapter depth 0, "
                 f"got {self.num_double_blocks}, {self.num_single_blocks}, {self.adapter_depth}"
             )
         for field, accepted in _CHOICES.items():
             if getattr(self, field) not in accepted:
                 raise ValueError(f"{field}={getattr(self, field)!r}: accepted are {accepted}")
+        if self.family == "flux1" and (
+            self.prediction != "velocity" or self.reference_cache or not self.pooled_channels
+        ):
+            raise ValueError(
+                f"{self.name}: the flux1 family predicts the velocity, has no reference cache and "
+                "needs pooled_channels"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -95,10 +116,11 @@ class CoTIRConfig:
 
 
 _CHOICES = {
+    "family": ("flux1", "flux2"),
     "position_dtype": ("bfloat16", "float32"),
     "prediction": ("velocity", "correction"),
-    "autoencoder": ("patch", "flux2"),
-    "text_encoder": ("minilm", "qwen3"),
+    "autoencoder": ("patch", "flux1", "flux2"),
+    "text_encoder": ("minilm", "qwen3", "t5"),
     "base_dtype": ("bfloat16", "float32"),
     "dtype": ("bfloat16", "float32"),
     "remat": ("none", "dots", "full"),
@@ -130,27 +152,57 @@ PRESETS: dict[str, CoTIRConfig] = {
         dtype="float32",
         remat="none",
     ),
-    # FLUX.2-klein-4B: black-forest-labs/FLUX.2-klein-4B; sizes as in CoTIR-4B's release.
-    "klein-4b": CoTIRConfig(
-        name="klein-4b",
-        hidden_size=3072,
-        num_heads=24,
-        num_double_blocks=5,
-        num_single_blocks=20,
-        axes_dim=(32, 32, 32, 32),
-        text_channels=7680,
-    ),
-    # FLUX.2-klein-9B: black-forest-labs/FLUX.2-klein-9B; sizes as in CoTIR-9B's release.
-    "klein-9b": CoTIRConfig(
-        name="klein-9b",
-        hidden_size=4096,
-        num_heads=32,
-        num_double_blocks=8,
-        num_single_blocks=24,
-        axes_dim=(32, 32, 32, 32),
-        text_channels=12288,
-    ),
 }
+
+# FLUX.2-klein-4B: black-forest-labs/FLUX.2-klein-4B; sizes as in CoTIR-4B's release.
+PRESETS["klein-4b"] = CoTIRConfig(
+    name="klein-4b",
+    hidden_size=3072,
+    num_heads=24,
+    num_double_blocks=5,
+    num_single_blocks=20,
+    axes_dim=(32, 32, 32, 32),
+    text_channels=7680,
+)
+# FLUX.2-klein-9B: black-forest-labs/FLUX.2-klein-9B; sizes as in CoTIR-9B's release.
+PRESETS["klein-9b"] = CoTIRConfig(
+    name="klein-9b",
+    hidden_size=4096,
+    num_heads=32,
+    num_double_blocks=8,
+    num_single_blocks=24,
+    axes_dim=(32, 32, 32, 32),
+    text_channels=12288,
+)
+# The models that klein was distilled from: black-forest-labs/FLUX.2-klein-base-4B and -9B.
+for _size in ("4b", "9b"):
+    PRESETS[f"klein-base-{_size}"] = dataclasses.replace(
+        PRESETS[f"klein-{_size}"], name=f"klein-base-{_size}", guidance=4.0, num_steps=50
+    )
+# black-forest-labs/FLUX.2-klein-9b-kv.
+PRESETS["klein-9b-kv"] = dataclasses.replace(
+    PRESETS["klein-9b"], name="klein-9b-kv", reference_cache=True
+)
+# FLUX.1-Kontext-dev: black-forest-labs/FLUX.1-Kontext-dev; sizes as in CoTIR-12B's release.
+PRESETS["kontext-12b"] = CoTIRConfig(
+    name="kontext-12b",
+    family="flux1",
+    hidden_size=3072,
+    num_heads=24,
+    num_double_blocks=19,
+    num_single_blocks=38,
+    axes_dim=(16, 56, 56),
+    theta=10_000.0,
+    mlp_ratio=4.0,
+    in_channels=64,
+    text_channels=4096,
+    pooled_channels=768,
+    guidance_embed=True,
+    guidance=4.0,
+    autoencoder="flux1",
+    text_encoder="t5",
+    num_steps=20,
+)
 
 
 def preset(name: str, overrides: str = "") -> CoTIRConfig:
@@ -187,15 +239,21 @@ def from_dict(fields: Mapping[str, Any]) -> CoTIRConfig:
 
 
 def from_release(sizes: Mapping[str, Any], text_tokens: int) -> CoTIRConfig:
-    """Reads the sizes of a FLUX.2-family model as the release's `config.json` writes them.
+    """Reads the sizes of a model as the release's `config.json` writes them.
+
+    The FLUX.1 family is known by its CLIP vector (`vec_in_dim`).
 
     Args:
       sizes: `{"backbone": {...}, "cot_adapter": {...}, "lora": {...}}`.
       text_tokens: length of its text sequences.
     """
     backbone, adapter, lora = sizes["backbone"], sizes["cot_adapter"], sizes["lora"]
+    pooled_channels = backbone.get("vec_in_dim", 0)
+    family = "flux1" if pooled_channels else "flux2"
+    guidance_embed = backbone["guidance_embed" if pooled_channels else "use_guidance_embed"]
     return CoTIRConfig(
         name="release",
+        family=family,
         hidden_size=backbone["hidden_size"],
         num_heads=backbone["num_heads"],
         num_double_blocks=backbone["depth"],
@@ -206,11 +264,15 @@ def from_release(sizes: Mapping[str, Any], text_tokens: int) -> CoTIRConfig:
         in_channels=backbone["in_channels"],
         text_channels=backbone["context_in_dim"],
         text_tokens=text_tokens,
-        guidance_embed=backbone["use_guidance_embed"],
+        pooled_channels=pooled_channels,
+        guidance_embed=guidance_embed,
+        guidance=4.0 if guidance_embed else 0.0,
         adapter_depth=adapter["depth"],
         adapter_mlp_ratio=adapter["mlp_ratio"],
         lora_rank=lora["rank"],
         lora_scale=lora["scale"],
+        autoencoder=family,
+        text_encoder="t5" if pooled_channels else "qwen3",
         position_dtype="float32",
         base_dtype="float32",
         dtype="float32",

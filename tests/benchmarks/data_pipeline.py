@@ -25,6 +25,7 @@ from cotir_jax.bench.build import build_bench
 from cotir_jax.data.batches import Stage, stage_batches
 from cotir_jax.data.mixing import locate
 from cotir_jax.data.shard_index import ShardIndex
+from cotir_jax.data.tokenizers import TextTokenizer
 
 TOKENIZER = Path(__file__).parents[2] / "cotir_jax" / "weights" / "minilm" / "tokenizer.json"
 
@@ -54,8 +55,7 @@ def pipeline_seconds(
             index,
             stage,
             seed=0,
-            tokenizer_file=TOKENIZER,
-            text_tokens=arguments.tokens,
+            tokenizer=TextTokenizer(TOKENIZER, arguments.tokens, "minilm"),
             vague_schedule=((0, 0.3),),
             num_workers=arguments.workers,
             num_threads=arguments.threads,

@@ -14,7 +14,8 @@ from flax import nnx
 
 from cotir_jax import train
 from cotir_jax.models import presets
-from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.pipeline import make_autoencoder
+from cotir_jax.models.transformer import make_transformer
 from cotir_jax.restore import Restorer
 
 
@@ -22,7 +23,12 @@ def training(batch_size: int, patch: int) -> None:
     config = presets.preset("nano")
     settings = train.TrainSettings(trainable="all", full_noise=0.7, ema_decay=0.99)
     frozen, state = jax.jit(
-        lambda: train.init_state(Flux2(config, rngs=nnx.Rngs(0)), settings, seed=0)
+        lambda: train.init_state(
+            make_transformer(config, rngs=(rngs := nnx.Rngs(0))),
+            make_autoencoder(config, rngs=rngs),
+            settings,
+            seed=0,
+        )
     )()
     rng = np.random.default_rng(0)
     size = (batch_size, patch, patch, 3)

@@ -1,0 +1,64 @@
+"""Folders that appear under their name only when they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
+    """A folder that appears under its name only when it is complete, and else not at all.
+
+    Args:
+      folder: final name.
+      replace: whether a folder that is there is replaced; else it is an error.
+
+    Yields:
+      The folder to write to.
+
+    Raises:
+      ValueError: when there is one already.
+    """
+    folder = Path(folder).absolute()
+    if folder.exists() and not replace:
+        raise ValueError(f"{folder}: exists already; name another output folder or remove it")
+    temporary = folder.with_name(f".{folder.name}.incomplete")
+    first = jax.process_index() == 0
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    _together("made")
+    try:
+        yield temporary
+        _together("written")
+        if first:
+            _sync(temporary)
+    except BaseException:
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    if first:
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    _together("renamed")
+
+
+def _sync(folder: Path) -> None:
+    """Waits until all files are on the disk: a name must not outlive a power cut without them."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def _together(what: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"model folder {what}")

@@ -1,0 +1,345 @@
+"""Encoder and decoder of the FLUX autoencoders (SPEC section 4), and the walk over tiles.
+
+Everything is channels-last, `[batch, height, width, channels]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from cotir_jax.models.lora import Linear
+
+GROUPS = 32
+GROUP_NORM_EPS = 1e-6
+
+# Attention logits of one picture that are held at once: 128 MB in float32, as large as the
+# decoder's widest activation at 512 x 512 pixels. Larger pictures go through in parts.
+MAX_LOGITS = 2**25
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation with float32 statistics, the variance in a second pass.
+
+    Sums run over positions first, channels of a group last: the channel axis is never split, which
+    TPUs and XLA:CPU would pay for at full resolution.
+    """
+
+    def __init__(self, channels: int, param_dtype: str):
+        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, height, width, channels]` to the same, in the dtype of `x`."""
+        wide = x.astype(jnp.float32)
+        centred = wide - self._group_mean(wide)
+        inverse = jax.lax.rsqrt(self._group_mean(jnp.square(centred)) + GROUP_NORM_EPS)
+        scale = inverse * self.scale[...].astype(jnp.float32)
+        return (centred * scale + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+    def _group_mean(self, x: jax.Array) -> jax.Array:
+        """Mean over positions and the channels of a group, `[batch, 1, 1, channels]`."""
+        groups = rearrange(x.mean(axis=(1, 2)), "b (g c) -> b g c", g=GROUPS).mean(axis=-1)
+        return jnp.repeat(groups, x.shape[-1] // GROUPS, axis=-1)[:, None, None]
+
+
+def _conv(into: int, out: int, dtypes: dict[str, Any], rngs: nnx.Rngs) -> nnx.Conv:
+    return nnx.Conv(into, out, (3, 3), padding=1, rngs=rngs, **dtypes)
+
+
+def _pointwise(into: int, out: int, dtypes: dict[str, Any], rngs: nnx.Rngs) -> Linear:
+    return Linear(into, out, axes=(None, None), use_bias=True, rngs=rngs, **dtypes)
+
+
+class ResidualBlock(nnx.Module):
+    """Two rounds of norm, swish and convolution, added to the input."""
+
+    def __init__(self, into: int, out: int, dtypes: dict[str, Any], *, rngs: nnx.Rngs):
+        self.norm1 = GroupNorm(into, dtypes["param_dtype"])
+        self.conv1 = _conv(into, out, dtypes, rngs)
+        self.norm2 = GroupNorm(out, dtypes["param_dtype"])
+        self.conv2 = _conv(out, out, dtypes, rngs)
+        self.shortcut = _pointwise(into, out, dtypes, rngs) if into != out else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = self.conv1(nnx.silu(self.norm1(x)))
+        hidden = self.conv2(nnx.silu(self.norm2(hidden)))
+        return hidden + (x if self.shortcut is None else self.shortcut(x))
+
+
+class SpatialAttention(nnx.Module):
+    """Attention of every position to every position, one head as wide as the channels."""
+
+    def __init__(self, channels: int, dtypes: dict[str, Any], *, rngs: nnx.Rngs):
+        self.norm = GroupNorm(channels, dtypes["param_dtype"])
+        self.qkv = _pointwise(channels, 3 * channels, dtypes, rngs)
+        self.out = _pointwise(channels, channels, dtypes, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        tokens = rearrange(self.norm(x), "b h w c -> b (h w) c")
+        mixed = attend(*jnp.split(self.qkv(tokens), 3, axis=-1))
+        return x + self.out(mixed).reshape(x.shape)
+
+
+def attend(
+    query: jax.Array, key: jax.Array, value: jax.Array, max_logits: int = MAX_LOGITS
+) -> jax.Array:
+    """Softmax attention with one head, exact, queries in parts where there are many.
+
+    The head is too wide (512) for the fused kernels that `attention.attention` picks from.
+
+    Args:
+      query, key, value: `[batch, tokens, channels]`.
+      max_logits: logits of a picture that may be held at once.
+
+    Returns:
+      `[batch, tokens, channels]`, in the dtype of `query`.
+    """
+
+    def part(query: jax.Array) -> jax.Array:
+        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5, axis=-1)
+        return jnp.einsum("bqk,bkc->bqc", weights.astype(value.dtype), value)
+
+    tokens = query.shape[1]
+    parts = -(-tokens * tokens // max_logits)
+    if parts <= 1:
+        return part(query)
+    size = -(-tokens // parts)
+    padded = jnp.pad(query, ((0, 0), (0, parts * size - tokens), (0, 0)))
+    out = jax.lax.map(part, rearrange(padded, "b (p q) c -> p b q c", p=parts))
+    return rearrange(out, "p b q c -> b (p q) c")[:, :tokens]
+
+
+class Middle(nnx.Module):
+    """Residual block, attention, residual block, at the lowest resolution."""
+
+    def __init__(self, channels: int, dtypes: dict[str, Any], *, rngs: nnx.Rngs):
+        self.block1 = ResidualBlock(channels, channels, dtypes, rngs=rngs)
+        self.attention = SpatialAttention(channels, dtypes, rngs=rngs)
+        self.block2 = ResidualBlock(channels, channels, dtypes, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.block2(self.attention(self.block1(x)))
+
+
+class Level(nnx.Module):
+    """The residual blocks of one resolution, then a convolution that changes the resolution.
+
+    Args:
+      into, out: channels.
+      count: residual blocks.
+      resample: "down" halves, "up" doubles, "" keeps the resolution.
+    """
+
+    def __init__(
+        self,
+        into: int,
+        out: int,
+        count: int,
+        resample: str,
+        dtypes: dict[str, Any],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.blocks = nnx.List(
+            [ResidualBlock(into if i == 0 else out, out, dtypes, rngs=rngs) for i in range(count)]
+        )
+        self.up = resample == "up"
+        strided: dict[str, Any] = dict(strides=2, padding=((0, 1), (0, 1)))
+        layout = {"down": strided, "up": dict(padding=1)}
+        self.resample = (
+            nnx.Conv(out, out, (3, 3), rngs=rngs, **layout[resample], **dtypes)
+            if resample
+            else None
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for block in self.blocks:
+            x = block(x)
+        if self.resample is None:
+            return x
+        if self.up:
+            x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return self.resample(x)
+
+
+def _levels(
+    widths: Sequence[int], count: int, resample: str, dtypes: dict[str, Any], rngs: nnx.Rngs
+) -> nnx.List:
+    """A level for each width; all but the last change the resolution."""
+    into = [widths[0], *widths]
+    directions = [resample] * (len(widths) - 1) + [""]
+    return nnx.List(
+        [
+            Level(into[i], width, count, directions[i], dtypes, rngs=rngs)
+            for i, width in enumerate(widths)
+        ]
+    )
+
+
+class Encoder(nnx.Module):
+    """Pictures `[batch, height, width, 3]` to posterior mean and log variance, joined.
+
+    Args:
+      widths: channels of each level, from the highest resolution down.
+      count: residual blocks of a level.
+      out_channels: twice the latent channels.
+      dtypes: `param_dtype` and `dtype`.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        count: int,
+        out_channels: int,
+        dtypes: dict[str, Any],
+        *,
+        rngs: nnx.Rngs,
+    ):
+        self.conv_in = _conv(3, widths[0], dtypes, rngs)
+        self.levels = _levels(widths, count, "down", dtypes, rngs)
+        self.middle = Middle(widths[-1], dtypes, rngs=rngs)
+        self.norm_out = GroupNorm(widths[-1], dtypes["param_dtype"])
+        self.conv_out = _conv(widths[-1], out_channels, dtypes, rngs)
+
+    def __call__(self, pictures: jax.Array) -> jax.Array:
+        x = self.conv_in(pictures)
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(nnx.silu(self.norm_out(self.middle(x))))
+
+
+class Decoder(nnx.Module):
+    """Latents `[batch, height, width, latent_channels]` to pictures, 3 channels.
+
+    Args:
+      widths: channels of each level, from the lowest resolution up, the order of computation.
+      count: residual blocks of a level.
+      channels: of the latents.
+      dtypes: `param_dtype` and `dtype`.
+    """
+
+    def __init__(
+        self, widths: Sequence[int], count: int, channels: int, dtypes: dict[str, Any], *,
+        rngs: nnx.Rngs,
+    ):  # fmt: skip
+        self.conv_in = _conv(channels, widths[0], dtypes, rngs)
+        self.middle = Middle(widths[0], dtypes, rngs=rngs)
+        self.levels = _levels(widths, count, "up", dtypes, rngs)
+        self.norm_out = GroupNorm(widths[-1], dtypes["param_dtype"])
+        self.conv_out = _conv(widths[-1], 3, dtypes, rngs)
+
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        x = self.middle(self.conv_in(latents))
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(nnx.silu(self.norm_out(x)))
+
+
+def tile_plan(side: int, largest: int) -> tuple[int, list[int], int]:
+    """Cuts one side into overlapping tiles of one size, as few and as small as they can be.
+
+    Args:
+      side: length of the side, in latent positions (packed).
+      largest: of a tile, at least 4.
+
+    Returns:
+      size of the tiles, where each starts, and the least overlap of neighbours (a quarter of
+      `largest`, 0 for a single tile).
+    """
+    if side <= largest:
+        return side, [0], 0
+    overlap = largest // 4
+    count = -(-(side - overlap) // (largest - overlap))
+    size = -(-(side + (count - 1) * overlap) // count)
+    return size, [i * (side - size) // (count - 1) for i in range(count)], overlap
+
+
+def tile_weights(side: int, largest: int, scale: int) -> np.ndarray:
+    """How much each tile counts at its positions; at every place of the side the sum is 1.
+
+    A tile counts nothing in the outer quarter of the overlap, where the padding of convolutions
+    reaches; from there its weight rises smoothly (raised cosine) over half the overlap. The ends of
+    the side itself have no such margin.
+
+    Args:
+      side, largest: as in `tile_plan`.
+      scale: samples for each latent position (1 for latents, the patch for pixels).
+
+    Returns:
+      float32 `[tiles, size * scale]`.
+    """
+    size, starts, overlap = tile_plan(side, largest)
+    inside = (np.arange(size * scale) + 0.5) / scale  # distance from the tile's first edge
+    weights = np.ones((len(starts), size * scale))
+    for index in range(1, len(starts)):
+        ramp = np.clip((inside - overlap / 4) / (overlap / 2), 0, 1)
+        rise = 0.5 - 0.5 * np.cos(np.pi * ramp)
+        weights[index] *= rise
+        weights[index - 1] *= rise[::-1]
+    total = np.zeros(side * scale)
+    for start, weight in zip(starts, weights, strict=True):
+        total[start * scale :][: len(weight)] += weight
+    for start, weight in zip(starts, weights, strict=True):
+        weight /= total[start * scale :][: len(weight)]
+    return weights.astype(np.float32)
+
+
+def in_tiles(
+    function: Callable[[jax.Array], jax.Array],
+    x: jax.Array,
+    *,
+    largest: int,
+    scale_in: int,
+    scale_out: int,
+    channels_out: int,
+) -> jax.Array:
+    """Applies a function tile after tile and blends the results where tiles overlap.
+
+    The tiles have one size, so the function is compiled once, and they run one after another:
+    memory is that of one tile (of every picture in the batch), the input and the result.
+
+    Args:
+      function: `[batch, size * scale_in, size * scale_in, channels]` to
+        `[batch, size * scale_out, size * scale_out, channels_out]`; sides may differ.
+      x: `[batch, height * scale_in, width * scale_in, channels]`.
+      largest: side of a tile in latent positions, at most.
+      scale_in, scale_out: samples for each latent position.
+      channels_out: of the result.
+
+    Returns:
+      float32 `[batch, height * scale_out, width * scale_out, channels_out]`.
+    """
+    batch, height, width = x.shape[0], x.shape[1] // scale_in, x.shape[2] // scale_in
+    (tile_height, tops, _), (tile_width, lefts, _) = (
+        tile_plan(side, largest) for side in (height, width)
+    )
+    all_tops, all_lefts = jnp.asarray(tops), jnp.asarray(lefts)
+    rows, columns = (
+        jnp.asarray(tile_weights(side, largest, scale_out)) for side in (height, width)
+    )
+
+    def add_tile(index: jax.Array, result: jax.Array) -> jax.Array:
+        row, column = index // len(lefts), index % len(lefts)
+        top, left = all_tops[row], all_lefts[column]
+        tile = jax.lax.dynamic_slice(
+            x,
+            (0, top * scale_in, left * scale_in, 0),
+            (batch, tile_height * scale_in, tile_width * scale_in, x.shape[3]),
+        )
+        weight = rows[row][:, None, None] * columns[column][:, None]
+        corner = (0, top * scale_out, left * scale_out, 0)
+        size = (batch, tile_height * scale_out, tile_width * scale_out, channels_out)
+        before = jax.lax.dynamic_slice(result, corner, size)
+        after = before + function(tile).astype(jnp.float32) * weight
+        return jax.lax.dynamic_update_slice(result, after, corner)
+
+    empty = jnp.zeros((batch, height * scale_out, width * scale_out, channels_out), jnp.float32)
+    return jax.lax.fori_loop(0, len(tops) * len(lefts), add_tile, empty)

@@ -1,0 +1,128 @@
+"""Both families behind one call: which transformer a config means, and velocity on grids."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from cotir_jax.models import flux1, flux2
+from cotir_jax.models.flux1 import Flux1
+from cotir_jax.models.flux2 import Flux2, Reference
+from cotir_jax.models.layers import Output
+from cotir_jax.models.presets import CoTIRConfig
+
+Transformer = Flux1 | Flux2
+
+# Below this timestep a clean-picture estimate no longer fixes the velocity: (x_t - x) / t.
+MIN_TIMESTEP = 0.05
+
+
+class Text(NamedTuple):
+    """What a transformer knows of the prompt.
+
+    Attributes:
+      embeddings: `[batch, text_tokens, text_channels]`.
+      pooled: `[batch, pooled_channels]`, or None for models without one.
+    """
+
+    embeddings: jax.Array
+    pooled: jax.Array | None = None
+
+
+def make_transformer(config: CoTIRConfig, *, rngs: nnx.Rngs) -> Transformer:
+    """Builds the transformer of `config.family`, with fresh weights (abstract in eval_shape)."""
+    kind = Flux1 if config.family == "flux1" else Flux2
+    return kind(config, rngs=rngs)
+
+
+def condition_reference(model: Flux2, condition: jax.Array) -> Reference:
+    """The condition's keys and values, for a model with `reference_cache`.
+
+    Args:
+      model: the transformer.
+      condition: `[batch, height, width, in_channels]`, latents of the degraded picture.
+    """
+    batch, height, width, _ = condition.shape
+    _, ids = flux2.image_position_ids(height, width)
+    return model.reference(
+        rearrange(condition, "b h w c -> b (h w) c"), jnp.broadcast_to(ids, (batch, *ids.shape))
+    )
+
+
+def predict(
+    model: Transformer,
+    noisy_latents: jax.Array,
+    condition: jax.Array,
+    text: Text,
+    timestep: jax.Array,
+    guidance: jax.Array | None = None,
+    *,
+    with_thoughts: bool = True,
+    reference: Reference | None = None,
+) -> Output:
+    """Velocity at `timestep` for a grid of latents, with the standard position ids.
+
+    With `prediction="correction"` the clean estimate is `x = condition + output` and the velocity
+    is `(x_t - x) / t`. The output is summed over the target row and the condition row of the same
+    place: at t = 1 a target row holds noise alone, while the condition row holds what is to be
+    corrected, so nothing has to be copied by attention first.
+
+    Args:
+      model: the transformer.
+      noisy_latents: `[batch, height, width, in_channels]`, x_t.
+      condition: `[batch, height, width, in_channels]`, latents of the degraded picture.
+      text: of the prompt.
+      timestep: `[batch]`.
+      guidance: `[batch]`, for models with a guidance embedding.
+      with_thoughts: whether the thoughts are predicted too.
+      reference: from `condition_reference`, where it is at hand already.
+
+    Returns:
+      `Output`; `image` is the velocity `[batch, height, width, in_channels]`, float32.
+
+    Raises:
+      ValueError: for shapes that do not fit the model.
+    """
+    config = model.config
+    batch, height, width, _ = noisy_latents.shape
+    if condition.shape != noisy_latents.shape:
+        raise ValueError(
+            f"condition {condition.shape} and latents {noisy_latents.shape} must be equal"
+        )
+    family = flux1 if config.family == "flux1" else flux2
+    target_ids, condition_ids = family.image_position_ids(height, width)
+    tokens = rearrange(noisy_latents, "b h w c -> b (h w) c")
+    extra: dict[str, Any] = {}
+    if config.family == "flux1":
+        extra["pooled_text"] = text.pooled
+    if config.reference_cache:
+        extra["reference"] = reference or condition_reference(model, condition)
+        ids = target_ids
+    else:
+        tokens = jnp.concatenate([tokens, rearrange(condition, "b h w c -> b (h w) c")], axis=1)
+        ids = jnp.concatenate([target_ids, condition_ids])
+    text_ids = family.text_position_ids(text.embeddings.shape[1])
+    corrects, count = config.prediction == "correction", height * width
+    out = model(
+        tokens,
+        jnp.broadcast_to(ids, (batch, *ids.shape)),
+        text.embeddings,
+        jnp.broadcast_to(text_ids, (batch, *text_ids.shape)),
+        timestep,
+        guidance,
+        output_rows=None if corrects else count,
+        with_thoughts=with_thoughts,
+        **extra,
+    )
+    image = out.image.astype(jnp.float32)
+    if corrects:
+        image = image[:, :count] + image[:, count:]
+    image = rearrange(image, "b (h w) c -> b h w c", h=height)
+    if corrects:
+        time = jnp.maximum(timestep.astype(jnp.float32), MIN_TIMESTEP)[:, None, None, None]
+        image = (noisy_latents - condition - image) / time
+    return out._replace(image=image)

@@ -1,0 +1,112 @@
+"""Seconds, GB/s and peak memory of `cotir convert` at full size, beside a plain copy.
+
+Needs no weights: files with the published names, shapes and bfloat16 are made from the manifests,
+sparse and zero-filled (the gigabytes are read and written, but take no disk as sources), or with
+random bytes. Run in the repository root:
+
+    python tests/benchmarks/convert_speed.py --models klein-4b kontext-12b
+    python tests/benchmarks/convert_speed.py --models klein-4b --random
+
+Memory is the largest resident size of the converting process (`ru_maxrss`): libraries, buffers and
+mapped pages. "limit" is the largest stacked array plus 2 GB. Both sides end with their files on the
+disk: convert syncs what it wrote; the copy is timed with and without `sync`.
+"""
+
+import argparse
+import gzip
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+MANIFESTS = Path(__file__).parents[3] / "shared" / "manifests"
+KINDS = ("transformer", "lora", "cot_adapter")
+
+
+def write_source(path: Path, manifest: Path, random: bool) -> None:
+    """A safetensors file in bfloat16 with the names and shapes of a manifest."""
+    tensors = json.loads(gzip.decompress(manifest.read_bytes()))["tensors"]
+    header, end = {}, 0
+    for name, shape in tensors.items():
+        start, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    encoded = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        start = file.tell()
+        while random and file.tell() < start + end:
+            file.write(os.urandom(min(2**26, start + end - file.tell())))
+        file.truncate(start + end)
+
+
+def run(command: list[str]) -> tuple[float, float]:
+    """Seconds and peak resident gigabytes of a command."""
+    began = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command}: failed")
+    return time.perf_counter() - began, usage.ru_maxrss * 1024 / 1e9
+
+
+def largest_stacked(model: str) -> int:
+    """Bytes of the largest array of the model in bfloat16."""
+    from cotir_jax.checkpoints.parts import transformer_variables
+    from cotir_jax.models.presets import preset
+
+    return max(2 * math.prod(v.shape) for v in transformer_variables(preset(model)).values())
+
+
+def measure(model: str, folder: Path, random: bool, fresh: bool) -> dict[str, object]:
+    """Converts and copies one model's files."""
+    source, copy = folder / "source", folder / "copy"
+    source.mkdir()
+    for kind in KINDS[:1] if fresh else KINDS:
+        write_source(source / f"{kind}.safetensors", MANIFESTS / f"{model}.{kind}.json.gz", random)
+    size = sum(path.stat().st_size for path in source.iterdir())
+    out = folder / "model"
+    convert = [sys.executable, "-m", "cotir_jax.cli", "convert", f"--model={model}"]
+    seconds, peak = run([*convert, f"--base={source}", f"--out={out}"])
+    written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    shutil.rmtree(out)
+    copy_seconds, _ = run(["cp", "-r", "--sparse=never", str(source), str(copy)])
+    sync_seconds, _ = run(["sync", *map(str, copy.iterdir())])
+    shutil.rmtree(copy)
+    shutil.rmtree(source)
+    limit = (largest_stacked(model) + 2e9) / 1e9
+    return {
+        "model": model,
+        "bytes": "random" if random else "zeros",
+        "adapter": "fresh" if fresh else "from files",
+        "source_gb": round(size / 1e9, 2),
+        "written_gb": round(written / 1e9, 2),
+        "convert_s": round(seconds, 1),
+        "convert_gb_per_s": round(size / seconds / 1e9, 3),
+        "copy_s": round(copy_seconds, 1),
+        "copy_and_sync_s": round(copy_seconds + sync_seconds, 1),
+        "copy_and_sync_gb_per_s": round(size / (copy_seconds + sync_seconds) / 1e9, 3),
+        "peak_gb": round(peak, 2),
+        "limit_gb": round(limit, 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="+", default=["klein-4b", "kontext-12b"])
+    parser.add_argument("--random", action="store_true", help="random bytes instead of zeros")
+    parser.add_argument("--fresh", action="store_true", help="no LoRA and adapter files")
+    parser.add_argument("--folder", help="where to work (default: the temporary folder)")
+    args = parser.parse_args()
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    for model in args.models:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            print(json.dumps(measure(model, Path(folder), args.random, args.fresh)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
