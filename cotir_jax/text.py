@@ -65,7 +65,7 @@ def load_text_encoders(
 
 
 def encode_prompts(encoders: TextEncoders, prompts: Sequence[str]) -> Text:
-    """Embeddings of `[prompts]` as host arrays: `[prompts, tokens, width]` and `[prompts, width]`."""
+    """Embeddings of prompts on the host: `[prompts, tokens, width]`, pooled `[prompts, width]`."""
     embeddings = encoders.tokens(*encoders.tokens.tokenize(prompts))
     if encoders.pooled is None:
         return Text(embeddings)

@@ -48,7 +48,8 @@ def _assert_close(ours, reference, tolerance):
     for array, expected in zip(ours, reference, strict=True):
         assert array.shape == expected.shape
         error = np.abs(np.float64(array) - expected).max()
-        assert error <= tolerance * np.abs(expected).max()
+        # The floor is for gradients that are zero, as the query's is where there is one key.
+        assert error <= tolerance * max(np.abs(expected).max(), 0.1)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

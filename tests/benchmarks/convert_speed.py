@@ -9,7 +9,8 @@ random bytes. Run in the repository root:
 
 Memory is the largest resident size of the converting process (`ru_maxrss`): libraries, buffers and
 mapped pages. "limit" is the largest stacked array plus 2 GB. Both sides end with their files on the
-disk: convert syncs what it wrote; the copy is timed with and without `sync`.
+disk and begin with sources that are not in the page cache: convert syncs what it wrote, the copy
+(`cat`, file by file) is timed with and without `sync`.
 """
 
 import argparse
@@ -44,6 +45,14 @@ def write_source(path: Path, manifest: Path, random: bool) -> None:
         file.truncate(start + end)
 
 
+def forget(folder: Path) -> None:
+    """Drops a folder's files from the page cache, so that both sides read them anew."""
+    for path in folder.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def run(command: list[str]) -> tuple[float, float]:
     """Seconds and peak resident gigabytes of a command."""
     began = time.perf_counter()
@@ -71,10 +80,15 @@ def measure(model: str, folder: Path, random: bool, fresh: bool) -> dict[str, ob
     size = sum(path.stat().st_size for path in source.iterdir())
     out = folder / "model"
     convert = [sys.executable, "-m", "cotir_jax.cli", "convert", f"--model={model}"]
+    forget(source)
     seconds, peak = run([*convert, f"--base={source}", f"--out={out}"])
     written = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     shutil.rmtree(out)
-    copy_seconds, _ = run(["cp", "-r", "--sparse=never", str(source), str(copy)])
+    forget(source)
+    copy.mkdir()
+    # Not cp, which does not read the holes of sparse files.
+    script = 'for file in "$0"/*; do cat "$file" > "$1/$(basename "$file")"; done'
+    copy_seconds, _ = run(["sh", "-ec", script, str(source), str(copy)])
     sync_seconds, _ = run(["sync", *map(str, copy.iterdir())])
     shutil.rmtree(copy)
     shutil.rmtree(source)
