@@ -177,12 +177,13 @@ def check(parts: Sequence[Part]) -> None:
         targets = {path: tuple(v.shape) for path, v in part.variables.items()}
         filled = [row.path for row in part.fresh]
         for file in part.files:
-            problems = account(file.table, file.tensors.shapes, targets) + _dtype_problems(file)
+            problems = account(file.table, file.tensors.shapes, targets)
+            hint = _hint(file) if problems and part.name == "weights" else ""
+            problems += _dtype_problems(file)
             filled += [row.path for row in file.table.rows]
             if problems:
                 count += len(problems)
                 more = "; ..." if len(problems) > 3 else ""
-                hint = _hint(file) if part.name == "weights" else ""
                 lines.append(f"{file.tensors.path}: {'; '.join(problems[:3])}{more}{hint}")
         twice = {path for path in filled if filled.count(path) > 1}
         unfilled = set(targets) - set(filled)
@@ -198,9 +199,10 @@ def _dtype_problems(file: File) -> list[str]:
     for row in file.table.rows:
         names = [name for layer in row.names for name in layer if name in entries]
         dtypes = {entries[name].dtype for name in names}
-        wrong = sorted(dtypes - set(_FLOATS))
+        wrong = [name for name in names if entries[name].dtype not in _FLOATS]
         if wrong:
-            problems.append(f"{names[0]} is {wrong[0]}, expected one of {_FLOATS}, not quantized")
+            dtype = entries[wrong[0]].dtype
+            problems.append(f"{wrong[0]} is {dtype}, expected {' or '.join(_FLOATS)}")
         elif len(dtypes) > 1 and file.kind in ("lora", "cot_adapter"):
             problems.append(f"{names[0]} and its like in other layers are {sorted(dtypes)}")
     return problems

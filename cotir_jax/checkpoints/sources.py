@@ -63,10 +63,11 @@ def our_shape(row: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, 
     Raises:
       ValueError: when the tensors of the row do not fit each other.
     """
-    layers = {_layer_shape(row, [tuple(shapes[name]) for name in names]) for names in row.names}
-    if len(layers) != 1:
-        raise ValueError(f"{row.names[0][0]} and its like in other layers differ in shape")
-    shape = layers.pop()
+    layers = [_layer_shape(row, [tuple(shapes[name]) for name in names]) for names in row.names]
+    shape = layers[0]
+    for names, other in zip(row.names, layers, strict=True):
+        if other != shape:
+            raise ValueError(f"{names[0]} gives {other}, {row.names[0][0]} gives {shape}")
     return (len(row.names), *shape) if row.stacked else shape
 
 

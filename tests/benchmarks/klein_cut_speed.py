@@ -10,6 +10,7 @@ FLOPs are those of the matrix products, counted below from shapes, of what each 
 """
 
 import argparse
+import os
 import statistics
 import time
 
@@ -155,6 +156,7 @@ def main() -> None:
 
     a, b = np.asarray(ours_forward()).reshape(1, -1, 128), theirs_forward().numpy()
     print(f"forward: relative error {np.abs(a - b).max() / np.abs(b).max():.1e}")
+    print(f"{os.cpu_count()} cores, PyTorch {torch.__version__} on {torch.get_num_threads()} threads")
     rows = 2 * side * side + CONFIG.text_tokens
     print(f"{rows} rows: {side * side} target, as many of the condition, {CONFIG.text_tokens} text")
     flops = (
@@ -175,7 +177,7 @@ def main() -> None:
         loss = torch.nn.functional.mse_loss(out, velocity)
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     settings = train.TrainSettings(warmup_steps=1)
     frozen, state = train.init_state(model, PatchAutoencoder(16), settings, seed=0)
