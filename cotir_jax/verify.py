@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +79,7 @@ def load_release(folder: Path) -> Transformer:
     """
     sizes = json.loads((folder / "config.json").read_text())
     config = presets.from_release(sizes, sizes["text_tokens"])
-    model = make_transformer(config, rngs=nnx.Rngs(0))
+    model = _unfilled(lambda: make_transformer(config, rngs=nnx.Rngs(0)))
     names = flux1 if config.family == "flux1" else flux2
     tables = {
         "base.safetensors": names.native(config),
@@ -92,6 +92,11 @@ def load_release(folder: Path) -> Transformer:
         except ValueError as error:
             raise ValueError(f"{folder / name}: {error}") from None
     return model
+
+
+def _unfilled(make: Callable[[], Any]) -> Any:
+    """A module whose parameters are shapes alone, to be filled: drawing them takes longer."""
+    return nnx.merge(*jax.eval_shape(lambda: nnx.split(make())))
 
 
 def _relative(ours: np.ndarray, reference: np.ndarray) -> float:
@@ -131,7 +136,7 @@ def _rope(path: Path) -> Iterator[Check]:
 def _autoencoder(folder: Path) -> Iterator[Check]:
     """Encoding and decoding; files hold channels first, and FLUX.1's latents not yet packed."""
     config = config_from_release(json.loads((folder / "config.json").read_text()))
-    model = Autoencoder(config, rngs=nnx.Rngs(0))
+    model = _unfilled(lambda: Autoencoder(config, rngs=nnx.Rngs(0)))
     fill(model, autoencoder_names.native(config), read_tensors(folder / "ae.safetensors"))
     case = read_tensors(folder / "roundtrip.safetensors")
     case = {name: rearrange(x, "b c h w -> b h w c") for name, x in case.items()}

@@ -1,12 +1,19 @@
 """Eight simulated CPU devices for every test, and the places of files that may be absent."""
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
+# Many tests start training in a process of its own: they share what one of them compiled.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-cache-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
 
 import pytest
 
