@@ -101,11 +101,12 @@ def test_each_fault_of_a_full_size_checkpoint_is_found(manifests, tmp_path):
     found = _full_size(manifests, tmp_path, "klein-4b", False)
     entries = found["transformer"].entries
     name = "single_blocks.7.linear2.weight"
+    there = entries[name]
     faults = {
         f"missing {name}": {k: v for k, v in entries.items() if k != name},
-        "unknown tensor surplus": entries | {"surplus": entries[name]},
-        f"{name} is F8_E4M3": entries | {name: entries[name]._replace(dtype="F8_E4M3")},
-        f"{name} gives (12289, 3072)": entries | {name: entries[name]._replace(shape=(3072, 12289))},
+        "unknown tensor surplus": entries | {"surplus": there},
+        f"{name} is F8_E4M3": entries | {name: there._replace(dtype="F8_E4M3")},
+        f"{name} gives (12289, 3072)": entries | {name: there._replace(shape=(3072, 12289))},
     }
     for expected, changed in faults.items():
         broken = found | {"transformer": Tensors(found["transformer"].path, changed)}

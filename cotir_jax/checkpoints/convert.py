@@ -21,7 +21,7 @@ from cotir_jax.checkpoints.fresh import FreshWeights
 from cotir_jax.checkpoints.merge import MERGED, lora_parts, merged_config, merged_layer
 from cotir_jax.checkpoints.parts import File, Part
 from cotir_jax.checkpoints.published_folder import find, find_tokenizers, tokenizer_files
-from cotir_jax.checkpoints.sources import Source, assemble_layer
+from cotir_jax.checkpoints.sources import assemble_layer
 from cotir_jax.checkpoints.streaming import Streamed, save_streamed
 from cotir_jax.checkpoints.torch_files import DTYPES, Tensors
 from cotir_jax.models.presets import CoTIRConfig
@@ -238,19 +238,15 @@ def _fresh_arrays(part: Part) -> dict[str, Streamed]:
     if not part.fresh:
         return {}
     shapes = {row.path: tuple(part.variables[row.path].shape) for row in part.fresh}
+    layers = {row.path: shapes[row.path][row.stacked :] for row in part.fresh}
     dtype = part.config.base_dtype
-    fresh = FreshWeights(part.config, shapes, dtype)
-
-    def layer(row: Source, index: int) -> np.ndarray:
-        array = fresh.array(row.path)
-        return array[index] if row.stacked else array
-
+    fresh = FreshWeights(part.config, layers, dtype)
     return {
         row.path: Streamed(
             shapes[row.path],
             np.dtype(getattr(ml_dtypes, dtype, dtype)),
             row.stacked,
-            functools.partial(layer, row),
+            functools.partial(fresh.layer, row.path, stacked=row.stacked),
         )
         for row in part.fresh
     }

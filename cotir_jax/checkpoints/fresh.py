@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import jax
-import ml_dtypes
 import numpy as np
 from flax import nnx
 
@@ -15,19 +15,20 @@ from cotir_jax.checkpoints.model_folder import flat
 from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.models.transformer import make_transformer
 
-# Arrays that are drawn in one program.
-GROUP_BYTES = 256 * 2**20
+# Layers of arrays with fewer numbers are drawn together, by one program.
+SMALL = 2**23
 
 
 class FreshWeights:
-    """Weights as training starts with them, drawn when they are first asked for.
+    """Weights as training starts with them, a layer at a time.
 
-    LoRA's B and the adapter's scales are zero, so the model is the base model. XLA drops all else
-    that the model's initialisation would draw, so the base weights take no memory.
+    LoRA's B and the adapter's scales are zero, so the model is the base model. A layer comes from
+    the initialisation of a model with one layer, under a key of the layer's own; XLA drops all else
+    that this initialisation would draw, so neither base weights nor other layers take memory.
 
     Args:
       config: sizes.
-      shapes: of the arrays that are wanted, by path.
+      shapes: of one layer of each array that is wanted, by path.
       dtype: of the arrays.
       seed: of the random numbers.
     """
@@ -39,33 +40,27 @@ class FreshWeights:
         dtype: str,
         seed: int = 0,
     ):
-        self.config, self.dtype, self.seed = config, dtype, seed
-        self.lock = threading.Lock()
-        self.current: dict[str, np.ndarray] = {}
-        self.group_of: dict[str, Sequence[str]] = {}
-        itemsize = np.dtype(getattr(ml_dtypes, dtype, dtype)).itemsize
-        group: list[str] = []
-        size = 0
-        for path in sorted(shapes):  # the order in which they are written
-            nbytes = math.prod(shapes[path]) * itemsize
-            if size + nbytes > GROUP_BYTES:
-                group, size = [], 0
-            group.append(path)
-            size += nbytes
-            self.group_of[path] = group
+        self.config = dataclasses.replace(
+            config, num_double_blocks=1, num_single_blocks=2, adapter_depth=1
+        )
+        self.dtype, self.key, self.lock = dtype, jax.random.key(seed), threading.Lock()
+        small = tuple(path for path, shape in shapes.items() if math.prod(shape) < SMALL)
+        self.together = {path: small if path in small else (path,) for path in shapes}
+        self.programs: dict[tuple[str, ...], Callable[[jax.Array], dict[str, jax.Array]]] = {}
 
-    def array(self, path: str) -> np.ndarray:
-        """One array; the group that it was drawn with is kept until another group is asked for."""
-        with self.lock:
-            if path not in self.current:
-                self.current = {}
-                self.current = self._draw(self.group_of[path])
-            return self.current[path]
+    def layer(self, path: str, index: int, stacked: bool) -> np.ndarray:
+        """One layer of a stacked array, or with index 0 the whole of another one."""
+        paths = self.together[path]
+        with self.lock:  # one at a time, for memory
+            if paths not in self.programs:
+                self.programs[paths] = self._program(paths)
+            array = self.programs[paths](jax.random.fold_in(self.key, index))[path]
+            return np.asarray(array[0] if stacked else array)
 
-    def _draw(self, group: Sequence[str]) -> dict[str, np.ndarray]:
-        def arrays() -> dict[str, jax.Array]:
-            model = make_transformer(self.config, rngs=nnx.Rngs(self.seed))
+    def _program(self, paths: tuple[str, ...]) -> Callable[[jax.Array], dict[str, jax.Array]]:
+        def draw(key: jax.Array) -> dict[str, jax.Array]:
+            model = make_transformer(self.config, rngs=nnx.Rngs(key))
             variables = flat(nnx.state(model, nnx.Param))
-            return {path: variables[path][...].astype(self.dtype) for path in group}
+            return {path: variables[path][...].astype(self.dtype) for path in paths}
 
-        return {path: np.asarray(array) for path, array in jax.jit(arrays)().items()}
+        return jax.jit(draw)

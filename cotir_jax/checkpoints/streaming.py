@@ -13,6 +13,8 @@ import dataclasses
 import hashlib
 import logging
 import math
+import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ AXIS_CHUNKS = 8
 # Smaller arrays are one file with all layers.
 SMALL_BYTES = 4 * 2**20
 # Layers in flight: one is read and transposed while another one is written.
-WORKERS = 2
+WORKERS = min(4, max(2, os.cpu_count() or 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +75,7 @@ def save_streamed(
     Raises:
       OSError: when the files cannot be written, for example on a full disk.
     """
-    writer = _Writer(progress)
+    writer = _Writer(path, progress)
     registry = ocp.type_handlers.create_type_handler_registry((Streamed, writer))
     with _quiet():
         handler = ocp.PyTreeCheckpointHandler(
@@ -100,9 +102,9 @@ def _quiet() -> Iterator[None]:
 class _Writer(ocp.type_handlers.NumpyHandler):
     """Orbax's handler of `Streamed` leaves. What it writes is restored as any array."""
 
-    def __init__(self, progress: Callable[[int], None]):
+    def __init__(self, path: Path, progress: Callable[[int], None]):
         super().__init__()
-        self.progress = progress
+        self.path, self.progress = path, progress
         self.digests: list[str] = []
 
     async def serialize(
@@ -139,17 +141,21 @@ class _Writer(ocp.type_handlers.NumpyHandler):
                 value[index] = array.layer(index)
         target = store[first:last] if array.stacked else store
         for rows in _files(array):
-            _written(target[rows].write(value[rows], can_reference_source_data_indefinitely=True))
+            write = target[rows].write(value[rows], can_reference_source_data_indefinitely=True)
+            _written(write, self.path)
         self.progress(value.nbytes)
         return hashlib.sha256(np.ascontiguousarray(value).reshape(-1).view(np.uint8)).hexdigest()
 
 
-def _written(future: Any) -> None:
+def _written(future: Any, path: Path) -> None:
     try:
         future.result()
-    except ValueError as error:  # tensorstore's kind for a failing disk
-        reason = " ".join(str(error).split())
-        raise OSError(f"writing the model folder failed: {reason[:300]}") from None
+    except ValueError as error:  # tensorstore's kind for a failing disk, the system's error inside
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if found:
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        reason = " ".join(str(error).split())[:300]
+        raise OSError(f"{path}: cannot be written ({reason})") from None
 
 
 def _spans(array: Streamed) -> list[tuple[int, int]]:

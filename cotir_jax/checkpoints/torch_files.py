@@ -261,6 +261,7 @@ def write_pt(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
     Raises:
       ValueError: without PyTorch.
+      OSError: when the file cannot be written.
     """
     try:
         import torch
@@ -275,4 +276,9 @@ def write_pt(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
             state[name] = torch.from_numpy(tensor.view(np.int16)).view(torch.bfloat16)
         else:
             state[name] = torch.from_numpy(tensor)
-    torch.save(state, path)
+    try:
+        torch.save(state, path)
+    except RuntimeError as error:  # what PyTorch makes of a full disk
+        raise OSError(
+            f"{path}: cannot be written ({_short(error)}); free some space and run it again"
+        ) from None
