@@ -158,7 +158,7 @@ def main() -> None:
     print(f"forward: relative error {np.abs(a - b).max() / np.abs(b).max():.1e}")
     print(f"{os.cpu_count()} cores, PyTorch {torch.__version__} on {torch.get_num_threads()} threads")
     rows = 2 * side * side + CONFIG.text_tokens
-    print(f"{rows} rows: {side * side} target, as many of the condition, {CONFIG.text_tokens} text")
+    print(f"{rows} rows: {side * side} target, as many condition, {CONFIG.text_tokens} text")
     flops = (
         forward_flops(CONFIG, 2 * side * side, CONFIG.text_tokens, side * side),
         forward_flops(CONFIG, 2 * side * side, CONFIG.text_tokens, rows),
