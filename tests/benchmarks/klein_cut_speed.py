@@ -156,7 +156,8 @@ def main() -> None:
 
     a, b = np.asarray(ours_forward()).reshape(1, -1, 128), theirs_forward().numpy()
     print(f"forward: relative error {np.abs(a - b).max() / np.abs(b).max():.1e}")
-    print(f"{os.cpu_count()} cores, PyTorch {torch.__version__} on {torch.get_num_threads()} threads")
+    threads = torch.get_num_threads()
+    print(f"{os.cpu_count()} cores, PyTorch {torch.__version__} on {threads} threads")
     rows = 2 * side * side + CONFIG.text_tokens
     print(f"{rows} rows: {side * side} target, as many condition, {CONFIG.text_tokens} text")
     flops = (
