@@ -112,6 +112,12 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     # Pictures lq | restored | hq shown at every validation.
     log.pictures = 8
 
+    profile = config.profile = ml_collections.ConfigDict()
+    # Step after which a trace for TensorBoard's profile page begins, in workdir/profile; 0: none.
+    profile.at = 0
+    # Steps that it shows.
+    profile.steps = 3
+
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
     # Steps between checkpoints; each is validated on the held-out samples.
     checkpoint.every = 2000

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -15,14 +16,37 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from cotir_jax import errors, evaluate, restore, run_config, training_loop
+from cotir_jax import (
+    compile_report,
+    distributed,
+    errors,
+    evaluate,
+    partitioning,
+    restore,
+    run_config,
+    training_loop,
+)
 from cotir_jax.bench.build import build_bench
 from cotir_jax.pictures import contact_sheet, load_picture, save_picture
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/nano.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, events, results.")
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
+_NUM_PROCESSES = flags.DEFINE_string("num_processes", None, "Processes of the job.")
+_PROCESS_ID = flags.DEFINE_string("process_id", None, "Number of this one, from 0.")
 _DEBUG = flags.DEFINE_bool("debug", False, "Show tracebacks.")
-flags.mark_flags_as_required(["config", "workdir"])
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "compile"], "Train, or compile for a TPU topology and report."
+)
+_TOPOLOGY = flags.DEFINE_string("topology", "", "For compile: a slice, as v4:2x2x4 or v5e:4x4.")
+_NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "For compile: slices.", lower_bound=1)
+_STAGE = flags.DEFINE_integer("stage", None, "For compile: the only stage, from 1; all if absent.")
+flags.mark_flags_as_required(["config"])
+flags.register_multi_flags_validator(
+    ["mode", "workdir", "topology"],
+    lambda given: given["topology" if given["mode"] == "compile" else "workdir"],
+    "training needs --workdir, --mode=compile needs --topology",
+)
 
 
 def main(argv: list[str]) -> None:
@@ -30,7 +54,19 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.getLogger("cotir_jax").setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.WARNING)  # the libraries' own messages
-    with errors.one_line(_DEBUG.value):
+    if _MODE.value == "compile":
+        with errors.one_line(_DEBUG.value):
+            result = compile_report.report(
+                _CONFIG.value, _TOPOLOGY.value, _NUM_SLICES.value, _STAGE.value
+            )
+        print(json.dumps(result))
+        sys.exit(0 if result["fits"] else 1)
+    with distributed.leaving_together(), errors.one_line(_DEBUG.value):
+        distributed.initialize(
+            distributed.find_place(
+                _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
+            )
+        )
         config, workdir = _CONFIG.value, Path(_WORKDIR.value)
         start = time.monotonic()
         run_config.check_config(config)
@@ -38,18 +74,26 @@ def main(argv: list[str]) -> None:
         try:
             result = training_loop.run_training(config, workdir, data_dir)
         except training_loop.Interrupted as interrupted:
-            print(json.dumps({"interrupted": str(interrupted)}))
+            print_result({"interrupted": str(interrupted)})
             sys.exit(0)
-        if config.evaluate.enabled and jax.process_index() == 0:
+        if config.evaluate.enabled:
             result |= evaluate_run(config, workdir, data_dir)
         result["seconds"] = round(time.monotonic() - start, 1)
+        print_result(result)
+
+
+def print_result(result: dict) -> None:
+    """The JSON line at the end, once for all processes."""
+    if distributed.is_first():
         print(json.dumps(result))
 
 
 def build_data(config, workdir: Path) -> Path:
-    """Builds the benchmark of `config.bench` in the workdir, once."""
+    """Builds the benchmark of `config.bench` in the workdir, once; other processes wait for it."""
     run_config.check_workdir(config, workdir)
     out, bench = workdir / "bench", config.bench
+    while not distributed.is_first() and not out.exists():
+        time.sleep(0.5)
     if not out.exists():
         build_bench(
             out,
@@ -66,17 +110,25 @@ def build_data(config, workdir: Path) -> Path:
 
 
 def evaluate_run(config, workdir: Path, data_dir: Path) -> dict:
-    """Restores the test split with the run's model, scores it, and draws a before/after sheet."""
-    restorer = restore.Restorer.load(workdir / "model")
+    """Restores the test split with the run's model, scores it, and draws a before/after sheet.
+
+    Each process restores a part of the split with its own devices; process 0 scores all.
+    """
+    mesh = partitioning.make_mesh({"fsdp": -1}, jax.local_devices())
+    restorer = restore.Restorer.load(workdir / "model", mesh)
     test, results, prompts = data_dir / "test", workdir / "results", config.evaluate.prompts
     lines = (test / "test.jsonl").read_text().splitlines()
+    part = jax.process_index(), jax.process_count()
     for _ in tqdm(
-        restore.restore_test_split(restorer, test, results, prompts),
-        total=len(lines),
+        restore.restore_test_split(restorer, test, results, prompts, part=part),
+        total=len(lines) // part[1],
         unit="picture",
-        disable=None,
+        disable=None if distributed.is_first() else True,
     ):
         pass
+    distributed.wait_for_all("test split restored")
+    if not distributed.is_first():
+        return {}
     scores = evaluate.evaluate(
         test / "hq", results / prompts, lq=test / "lq", jsonl=test / "test.jsonl"
     )

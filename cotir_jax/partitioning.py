@@ -13,10 +13,15 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ("data", "fsdp", "tensor")
+# Mesh axes that the first axis of a batch is split over.
+BATCH_AXES = ("data", "fsdp")
 Rules = Sequence[tuple[str, str | None]]
+# Bytes from which on an array is worth splitting over `fsdp` where its axes do not say so.
+LARGE = 2**20
 
 # Logical axis of a weight -> mesh axis, where a config says nothing else.
 RULES: Rules = (("embed", "fsdp"), ("mlp", "tensor"), ("vocab", "tensor"), ("layers", None))
@@ -25,12 +30,16 @@ RULES: Rules = (("embed", "fsdp"), ("mlp", "tensor"), ("vocab", "tensor"), ("lay
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the mesh; one size may be -1, which takes the devices that are left.
 
+    Several TPU slices lie one after the other along `data`: only gradients cross the data-centre
+    network between them, once a step, while weights are gathered within a slice.
+
     Args:
       sizes: size of each of `MESH_AXES`; an axis left out has size 1.
       devices: all devices by default.
 
     Raises:
-      ValueError: for an unknown axis or sizes that do not multiply to the number of devices.
+      ValueError: for an unknown axis, sizes that do not multiply to the number of devices, or a
+        `data` axis that does not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
     unknown = set(sizes) - set(MESH_AXES)
@@ -46,19 +55,37 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"mesh {asked} does not fit {len(devices)} devices: set config.mesh so that the "
             f"product is {len(devices)} (one of them may be -1)"
         )
-    return jax.make_mesh(
-        tuple(shape),
-        MESH_AXES,
-        axis_types=(jax.sharding.AxisType.Auto,) * len(MESH_AXES),
-        devices=devices,
+    axis_types = (AxisType.Auto,) * len(MESH_AXES)
+    slices = num_slices(devices)
+    if slices == 1:
+        return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=axis_types, devices=devices)
+    data, fsdp, tensor = shape
+    if data % slices:
+        raise ValueError(
+            f"mesh data={data}: the data axis lies over the {slices} slices, so set "
+            f"config.mesh.data to a multiple of {slices}, or to -1 and config.mesh.fsdp to at most "
+            f"the {len(devices) // slices} devices of a slice"
+        )
+    arranged = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices
     )
+    return Mesh(arranged, MESH_AXES, axis_types=axis_types)
+
+
+def num_slices(devices: Sequence[jax.Device]) -> int:
+    """TPU slices that the devices belong to; 1 for other platforms."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     """Shardings for a pytree of (abstract) variables and arrays, in the tree's own structure.
 
-    Variables follow their logical axes where a rule names a mesh axis that divides them evenly;
-    everything else is replicated.
+    Variables follow their logical axes where a rule names a mesh axis that divides them evenly.
+    Large ones that are not split over `fsdp` then, as LoRA's B, are split along their first free
+    axis that divides, `layers` excepted, so that no device holds them and their optimizer states
+    whole. Everything else is replicated.
 
     Args:
       tree: pytree with `nnx.Variable` or array leaves, real or abstract.
@@ -70,11 +97,27 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
     flat_specs = jax.tree.leaves(specs, is_leaf=is_spec)
     leaves, structure = jax.tree.flatten(tree)
-    placed = [
-        NamedSharding(mesh, _divisible(spec, leaf.shape, mesh))
-        for spec, leaf in zip(flat_specs, leaves, strict=True)
-    ]
+    spread = any(axis == "fsdp" for _, axis in rules)
+    placed = []
+    for spec, leaf in zip(flat_specs, leaves, strict=True):
+        # Without logical axes (the autoencoder, scalars) an array stays whole.
+        named = len(spec) == len(leaf.shape)
+        spec = _divisible(spec, leaf.shape, mesh)
+        if spread and named and leaf.dtype.itemsize * math.prod(leaf.shape) >= LARGE:
+            spec = _spread(spec, leaf.shape, mesh)
+        placed.append(NamedSharding(mesh, spec))
     return jax.tree.unflatten(structure, placed)
+
+
+def _spread(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """Splits over `fsdp` along a free axis of the matrix (the last two), unless it is already."""
+    axes = list(spec)
+    if "fsdp" not in axes:
+        for axis in range(max(0, len(shape) - 2), len(shape)):
+            if axes[axis] is None and shape[axis] % mesh.shape["fsdp"] == 0:
+                axes[axis] = "fsdp"
+                break
+    return PartitionSpec(*axes)
 
 
 def _divisible(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -87,7 +130,35 @@ def _divisible(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Parti
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Batches are split over `data` and `fsdp` along their first axis."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def batch_parts() -> int:
+    """Devices that a batch is split over in the mesh in force; 1 without one."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
+
+
+def keep_batch_split(tree: Any) -> Any:
+    """Tells the partitioner that activations stay split along their first axis, the batch.
+
+    Weights are split over `fsdp` too, along an axis that products contract. Left to itself the
+    partitioner may split activations there instead: every device then holds the whole batch, and
+    every product ends with a sum over devices. This makes it gather weights. Without a mesh in
+    force, or for a batch that does not divide over it, nothing changes.
+
+    Args:
+      tree: pytree of arrays `[batch, ...]`.
+    """
+    parts = batch_parts()
+
+    def keep(x: jax.Array) -> jax.Array:
+        if parts == 1 or x.ndim < 2 or x.shape[0] % parts:
+            return x
+        rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+        return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
+
+    return jax.tree.map(keep, tree)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -101,7 +172,7 @@ def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.A
     Raises:
       ValueError: when the batch does not divide over the mesh.
     """
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
     size = len(next(iter(batch.values()))) * jax.process_count()
     if size % parts:
         raise ValueError(

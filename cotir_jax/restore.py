@@ -199,7 +199,12 @@ def restore_path(
 
 
 def restore_test_split(
-    restorer: Restorer, test: Path, out: Path, prompts: str, num_steps: int | None = None
+    restorer: Restorer,
+    test: Path,
+    out: Path,
+    prompts: str,
+    num_steps: int | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[str]:
     """Restores a benchmark's test split (`test.jsonl`) into `out/<prompts>/`.
 
@@ -207,6 +212,8 @@ def restore_test_split(
       test: folder with `test.jsonl` and `lq/`.
       out: results folder.
       prompts: "vague" or "precise".
+      num_steps: sampling steps; the model's own number by default.
+      part: which of how many parts of the split: processes share it.
 
     Yields:
       A line per picture.
@@ -220,7 +227,7 @@ def restore_test_split(
     listing = Path(test) / "test.jsonl"
     if not listing.is_file():
         raise ValueError(f"{listing}: no such file; build one with cotir bench build")
-    for line in listing.read_text().splitlines():
+    for line in listing.read_text().splitlines()[part[0] :: part[1]]:
         sample = json.loads(line)
         path = _lq_path(Path(test), sample["lq_path"])
         target = Path(out) / prompts / f"{path.stem}.png"

@@ -9,13 +9,14 @@ from typing import Any
 
 import ml_collections
 
-from cotir_jax import partitioning, train
+from cotir_jax import distributed, partitioning, train
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.data.batches import Stage
 from cotir_jax.models import presets
 
 # Sections of the config that may change when a run is continued.
-FREE_SECTIONS = ("log", "checkpoint", "evaluate", "mesh", "sharding_rules")
+FREE_SECTIONS = ("log", "profile", "checkpoint", "evaluate", "mesh", "sharding_rules")
+FREE_FIELDS = ("data.workers", "data.threads", "data.text_cache_gb")
 
 
 def train_settings(config: ml_collections.ConfigDict, num_degradations: int) -> train.TrainSettings:
@@ -121,6 +122,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
             for name in sorted(flat_ours.keys() | flat_theirs.keys())
             if flat_ours.get(name) != flat_theirs.get(name)
             and name.split(".")[0] not in FREE_SECTIONS
+            and name not in FREE_FIELDS
         ]
         if names:
             shown = ", ".join(
@@ -130,6 +132,8 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 f"{workdir} holds a run with another config ({shown}); give another --workdir, or "
                 "the same config to continue it"
             )
+    if not distributed.is_first():
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n")

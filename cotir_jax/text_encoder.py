@@ -117,6 +117,16 @@ class TextEncoder:
             module = load_minilm()
         return cls(module, tokenizer, cache_gb=cache_gb)
 
+    def lower(self) -> jax.stages.Lowered:
+        """The encoding program, lowered: with abstract weights too, so compile mode can ask it."""
+        shape = (self._texts_per_call, self.tokens)
+        inputs = [
+            jax.ShapeDtypeStruct(size, dtype, sharding=self._everywhere)
+            for size, dtype in ((shape, jnp.int32), (shape, bool), ((), jnp.int32))
+        ]
+        with jax.set_mesh(self._mesh):
+            return self._encode.lower(self._weights, *inputs)
+
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Token ids `[texts, tokens]`, int32, and mask `[texts, tokens]`, bool, True at text."""
         return self.tokenizer.tokenize(texts)

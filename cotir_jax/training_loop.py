@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import logging
-import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,20 @@ from flax import nnx
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from cotir_jax import partitioning, run_config, train
+from cotir_jax import distributed, flops, partitioning, run_config, train
 from cotir_jax import text as text_lib
 from cotir_jax.checkpoints import model_folder
-from cotir_jax.checkpoints.training import METRIC, TrainingCheckpoints
+from cotir_jax.checkpoints.training import TrainingCheckpoints
 from cotir_jax.data.batches import CorruptCounter, Stage, stage_batches
 from cotir_jax.data.shard_index import ShardIndex
-from cotir_jax.metric_writer import create_writer
+from cotir_jax.metric_writer import MetricFiles
 from cotir_jax.models import pipeline, presets
-from cotir_jax.models.transformer import Text, make_transformer
-from cotir_jax.pictures import save_picture, side_by_side
+from cotir_jax.models.transformer import make_transformer
+from cotir_jax.pictures import save_picture
+from cotir_jax.throughput import Profile, Throughput
+from cotir_jax.validation import Validation, embed_texts
 
 _log = logging.getLogger(__name__)
-
-TEXTS = ("prompt", "scene", "degradation", "plan")
 
 
 class Interrupted(Exception):
@@ -43,13 +42,15 @@ class Interrupted(Exception):
 def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Path) -> dict:
     """Trains, or continues the run in `workdir`, and writes the best weights to `workdir/model`.
 
+    Every process of a job calls it; they share the file system.
+
     Args:
       config: see `configs/default.py`.
       workdir: checkpoints, event files and the resulting model.
       data_dir: a CoTIR-Bench folder.
 
     Returns:
-      The last step's metrics, with `step` and `samples_per_second`.
+      The last step's metrics, with `step` and what `Throughput.report` measured.
 
     Raises:
       ValueError: for a config, workdir or data that do not fit together.
@@ -69,25 +70,23 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Pat
     with jax.set_mesh(mesh):
         frozen, state, placement = create_state(config, model_config, settings, mesh)
         checkpoints = TrainingCheckpoints(workdir / "checkpoints", config.checkpoint.keep)
+        loop = Loop(config, model_config, workdir, mesh, text, checkpoints)
         first = checkpoints.latest_step()
         if first is not None:
             state = _restored(checkpoints, first, state, placement)
+            loop.samples = checkpoints.restore_samples(first)
             _log.info("continuing from step %d", first)
-        loop = Loop(config, workdir, mesh, text, checkpoints)
         trained = nnx.to_pure_dict(state.trainable)
         _log.info("%d weights train", parameter_overview.count_parameters(trained))
         overview = parameter_overview.get_parameter_overview(trained, include_stats=False)
-        loop.writer.write_texts(0, {"trainable weights": f"```\n{overview}\n```"})
+        loop.files.write_texts(0, {"trainable weights": f"```\n{overview}\n```"})
         if held_out is not None:
-            loop.validation_count = config.data.validation * len(held_out.degradations)
-            loop.validation = validation_batches(
-                held_out, loop.validation_count, config, model_config, stages[-1], text
-            )
+            loop.validation = Validation(held_out, config, model_config, stages[-1], text, mesh)
         try:
-            state, metrics = loop.run(frozen, state, placement, index, stages, first)
+            state, metrics = loop.run(frozen, state, placement, index, stages)
             write_model(workdir, config, checkpoints, frozen, state, placement)
         finally:
-            loop.writer.close()
+            loop.close()
             checkpoints.close()
     return metrics
 
@@ -98,6 +97,7 @@ class Loop:
     def __init__(
         self,
         config: ml_collections.ConfigDict,
+        model_config: presets.CoTIRConfig,
         workdir: Path,
         mesh: Mesh,
         text: text_lib.TextEncoders,
@@ -105,15 +105,24 @@ class Loop:
     ):
         self.config, self.workdir, self.mesh, self.text = config, workdir, mesh, text
         self.checkpoints = checkpoints
-        self.writer = create_writer(workdir / "events")
-        self.corrupt = CorruptCounter()
-        self.validation: list[dict[str, np.ndarray]] = []
-        self.validation_count = 0
-        self.signal: int | None = None
-        self.validate = jax.jit(_validate)
+        self.model = model_config
+        self.sharding = partitioning.batch_sharding(mesh)
+        self.files = MetricFiles(workdir, distributed.is_first())
+        self.validation: Validation | None = None
+        # Looked at before this process began, by all processes of then.
+        self.samples = {"seen": 0, "corrupt": 0}
+        self.stop = distributed.StopRequest()
+        self.speed = Throughput(list(mesh.devices.flat))
+        self.progress = tqdm(
+            unit="step", mininterval=1, disable=None if distributed.is_first() else True
+        )
+        self.profile = Profile(
+            workdir / "profile",
+            config.profile.at if distributed.is_first() else 0,
+            config.profile.steps,
+        )
         self.kind: type[clu_metrics.Collection] | None = None
         self.averages: clu_metrics.Collection | None = None
-        self.since = (0.0, 0)
 
     def run(
         self,
@@ -122,50 +131,75 @@ class Loop:
         placement: train.TrainState,
         index: ShardIndex,
         stages: list[Stage],
-        resumed: int | None,
     ) -> tuple[train.TrainState, dict]:
         """Runs all steps that are left; returns the final state and metrics."""
-        step_fn = jax.jit(train.train_step, donate_argnums=1, out_shardings=(placement, None))
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-        step, last_metrics, result = int(state.step), None, {}
-        total = stages[-1].last_step
-        self.since = (time.monotonic(), 0)
-        progress = tqdm(total=total, initial=step, unit="step", mininterval=1, disable=None)
-        first_sample = 0
+        scalars = partitioning.replicated(self.mesh)
+        step_fn = jax.jit(train.train_step, donate_argnums=1, out_shardings=(placement, scalars))
+        self.corrupt = CorruptCounter(**self.samples)
+        result: dict[str, float] = {}
+        step, first_sample = int(state.step), 0
+        self.last_step = stages[-1].last_step
+        self.progress.total, self.progress.initial, self.progress.n = self.last_step, step, step
         for stage in stages:
-            begin = stage.first_step
             if step < stage.last_step:
-                iterator = self._iterator(index, stage, first_sample)
-                if resumed is not None and begin < resumed:
-                    self.checkpoints.restore_iterator(resumed, iterator)
-                while step < stage.last_step:
-                    batch = self._next_batch(iterator)
-                    state, metrics = step_fn(frozen, state, batch)
-                    # The device works on this step while the previous one's metrics are read.
-                    if last_metrics is not None:
-                        result = self._record(step - 1, last_metrics, stage, progress)
-                    step, last_metrics = step + 1, metrics
-                    progress.update()
-                    due = step % self.config.checkpoint.every == 0 or step == total
-                    if due or self.signal:
-                        result = self._record(step - 1, metrics, stage, progress)
-                        last_metrics = None
-                        self._save(step, frozen, state, iterator, validated=due)
-                    if self.signal:
-                        self.checkpoints.wait()
-                        progress.close()
-                        raise Interrupted(f"signal {self.signal}: saved at step {step}")
-                iterator.close()
-            first_sample += (stage.last_step - begin) * stage.batch_size
-        progress.close()
+                batches = self._batches(index, stage, first_sample, step)
+                state, result = self._run_stage(step_fn, frozen, state, stage, batches, step)
+                batches.close()
+                step = stage.last_step
+            first_sample += (stage.last_step - stage.first_step) * stage.batch_size
+        self.progress.close()
         self.checkpoints.wait()
         self.corrupt.finish()
         return state, {"step": step, **result}
 
-    def _iterator(self, index: ShardIndex, stage: Stage, first_sample: int) -> Iterator:
+    def _run_stage(
+        self,
+        step_fn: Any,
+        frozen: train.Frozen,
+        state: train.TrainState,
+        stage: Stage,
+        batches: Iterator[dict[str, jax.Array]],
+        step: int,
+    ) -> tuple[train.TrainState, dict]:
+        """Runs the stage from `step` on."""
+        last_metrics, result = None, {}
+        batch = next(batches)
+        compiled = self._compile(step_fn, frozen, state, batch, stage)
+        self.speed.begin()
+        while True:
+            state, metrics = compiled(frozen, state, batch)
+            self.speed.dispatched(metrics)
+            # The device works on this step while the previous one's metrics are read.
+            if last_metrics is not None:
+                result = self._record(step - 1, last_metrics, stage)
+            step, last_metrics = step + 1, metrics
+            self.progress.update()
+            self.profile.after(step, metrics)
+            stop = self.stop.at(step)
+            due = step % self.config.checkpoint.every == 0 or step == self.last_step
+            if due or stop:
+                result = self._record(step - 1, metrics, stage)
+                last_metrics = None
+                with self.speed.paused():
+                    self._save(step, frozen, state, validated=due)
+            if stop:
+                self.checkpoints.wait()
+                raise Interrupted(f"asked to stop: saved at step {step}")
+            if step == stage.last_step:
+                break
+            with self.speed.waiting():
+                batch = next(batches)
+        if last_metrics is not None:
+            result = self._record(step - 1, last_metrics, stage)
+        return state, result
+
+    def _batches(
+        self, index: ShardIndex, stage: Stage, first_sample: int, step: int
+    ) -> Generator[dict[str, jax.Array]]:
+        """Batches from `step` on, over the whole mesh; each process reads its devices' rows."""
         data = self.config.data
-        return iter(
+        rows = distributed.own_rows(stage.batch_size, self.sharding)
+        iterator = iter(
             stage_batches(
                 index,
                 stage,
@@ -173,22 +207,36 @@ class Loop:
                 tokenizer=self.text.tokens.tokenizer,
                 pooled_tokenizer=self.text.pooled and self.text.pooled.tokenizer,
                 vague_schedule=tuple(data.vague),
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
+                rows=rows,
                 num_workers=data.workers,
                 num_threads=data.threads,
                 first_sample=first_sample,
+                first_step=step,
             )
         )
+        with contextlib.closing(iterator):
+            for batch in iterator:
+                self.corrupt.add(batch["corrupt"])
+                embedded = embed_texts(batch, self.text)
+                yield distributed.place_rows(embedded, rows, stage.batch_size, self.sharding)
 
-    def _next_batch(self, iterator: Iterator) -> dict[str, jax.Array]:
-        batch = next(iterator)
-        self.corrupt.add(batch["corrupt"])
-        return partitioning.global_batch(embed_texts(batch, self.text), self.mesh)
+    def _compile(
+        self,
+        step_fn: Any,
+        frozen: train.Frozen,
+        state: train.TrainState,
+        batch: Mapping[str, jax.Array],
+        stage: Stage,
+    ) -> Any:
+        start = time.monotonic()
+        compiled = distributed.compile_together(step_fn, frozen, state, batch)
+        _log.info(
+            "step for %d samples of %d pixels compiled in %.1f s",
+            stage.batch_size, stage.patch_size, time.monotonic() - start,
+        )  # fmt: skip
+        return compiled
 
-    def _record(
-        self, step: int, metrics: Mapping[str, jax.Array], stage: Stage, progress: tqdm
-    ) -> dict:
+    def _record(self, step: int, metrics: Mapping[str, jax.Array], stage: Stage) -> dict:
         """Checks a step's metrics, and writes their averages every `log.every` steps."""
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         train.check_finite(values, step)
@@ -199,56 +247,50 @@ class Loop:
         new = self.kind.single_from_model_output(
             **{name: jnp.asarray(value) for name, value in values.items()}
         )
-        fresh = self.averages is None or not self.since[1]
-        self.averages = new if fresh else self.averages.merge(new)
-        start, count = self.since
-        self.since = (start, count + 1)
-        rate = (count + 1) * stage.batch_size / (time.monotonic() - start)
-        progress.set_postfix_str(f"loss {values['loss']:.4f}, {rate:.1f} samples/s", refresh=False)
+        self.averages = new if self.averages is None else self.averages.merge(new)
+        self.speed.ended()
+        size = stage.batch_size, stage.patch_size
+        parts = flops.training_step(self.model, *size, trainable=self.config.train.trainable)
+        speed = self.speed.report(stage.batch_size, flops.total(parts))
+        self.progress.set_postfix_str(
+            f"loss {values['loss']:.4f}, {speed['samples_per_second']:.1f} samples/s", refresh=False
+        )
         if (step + 1) % self.config.log.every == 0:
             averages = {name: float(value) for name, value in self.averages.compute().items()}
-            averages["samples_per_second"] = rate
-            self.writer.write_scalars(step + 1, averages)
-            with open(self.workdir / "metrics.jsonl", "a") as file:
-                file.write(json.dumps({"step": step + 1, **averages}) + "\n")
-            _log.info(
-                "step %d: %s",
-                step + 1,
-                ", ".join(f"{name} {value:.4g}" for name, value in averages.items()),
-            )
-            self.since = (time.monotonic(), 0)
-        return values | {"samples_per_second": rate}
+            averages |= speed
+            self.files.write_line(step + 1, averages)
+            if distributed.is_first():
+                listed = ", ".join(f"{name} {value:.4g}" for name, value in averages.items())
+                _log.info("step %d: %s", step + 1, listed)
+            self.averages = None
+            self.speed.restart()
+        return values | speed
 
     def _save(
-        self,
-        step: int,
-        frozen: train.Frozen,
-        state: train.TrainState,
-        iterator: Iterator,
-        validated: bool,
+        self, step: int, frozen: train.Frozen, state: train.TrainState, validated: bool
     ) -> None:
         metrics = {}
-        if validated and self.validation:
-            count = self.validation_count
-            restored = np.concatenate(
-                [np.asarray(self.validate(frozen, state, batch)) for batch in self.validation]
-            )[:count]
-            lq, hq = (
-                np.concatenate([batch[name] for batch in self.validation])[:count]
-                for name in ("lq", "hq")
-            )
-            metrics = {METRIC: _mean_psnr(restored, hq), "input_psnr": _mean_psnr(lq, hq)}
-            _log.info("step %d validation %s", step, metrics)
-            shown = min(self.config.log.pictures, len(hq))
-            rows = [side_by_side([lq[i], restored[i], hq[i]]) for i in range(shown)]
-            self.writer.write_scalars(step, metrics)
-            self.writer.write_images(step, {"lq | restored | hq": np.stack(rows)})
-            save_picture(np.concatenate(rows), self.workdir / "validation.png")
-        self.writer.flush()
-        self.checkpoints.save(step, _arrays(state), iterator, metrics)
+        if validated and self.validation is not None:
+            found = self.validation(frozen, state, self.config.log.pictures)
+            metrics = found.metrics
+            self.files.write_scalars(step, metrics)
+            if distributed.is_first():
+                _log.info("step %d validation %s", step, metrics)
+            if len(found.rows) and distributed.is_first():
+                self.files.write_images(step, {"lq | restored | hq": found.rows})
+                save_picture(np.concatenate(found.rows), self.workdir / "validation.png")
+        self.files.flush()
+        before = self.samples["seen"], self.samples["corrupt"]
+        new = np.subtract((self.corrupt.seen, self.corrupt.corrupt), before)
+        seen, corrupt = map(int, before + distributed.sum_over_processes(new))
+        samples = {"seen": seen, "corrupt": corrupt}
+        self.checkpoints.save(step, _arrays(state), samples, metrics)
 
-    def _on_signal(self, number: int, frame: Any) -> None:
-        self.signal = number
+    def close(self) -> None:
+        self.progress.close()
+        self.profile.close()
+        self.speed.close()
+        self.files.close()
 
 
 def create_state(
@@ -273,7 +315,7 @@ def create_state(
     folder = run_config.init_folder(config)
     if folder is None:
         placement = partitioning.shardings(jax.eval_shape(fresh), mesh, rules)
-        frozen, state = jax.jit(fresh, out_shardings=placement)()
+        frozen, state = distributed.compile_together(jax.jit(fresh, out_shardings=placement))()
     else:
         autoencoder = model_folder.load_autoencoder(folder, mesh)
         model = model_folder.load_model(folder, mesh, rules, model_config)
@@ -283,7 +325,8 @@ def create_state(
             return train.init_state(*nnx.merge(structure, weights), settings, config.seed)
 
         placement = partitioning.shardings(jax.eval_shape(continued, weights), mesh, rules)
-        frozen, state = jax.jit(continued, out_shardings=placement)(weights)
+        program = jax.jit(continued, out_shardings=placement)
+        frozen, state = distributed.compile_together(program, weights)(weights)
     return frozen, state, placement[1]
 
 
@@ -307,71 +350,6 @@ def write_model(
     base = None if config.train.trainable == "all" else run_config.init_folder(config)
     notes = {"step": int(state.step), "config": "config.json of the run"}
     model_folder.save_model(workdir / "model", model, notes, base=base)
-
-
-def embed_texts(
-    batch: Mapping[str, np.ndarray], text: text_lib.TextEncoders
-) -> dict[str, np.ndarray]:
-    """Replaces token ids by text embeddings; keeps what a training step reads."""
-    ids = np.concatenate([batch[f"{name}_ids"] for name in TEXTS])
-    masks = np.concatenate([batch[f"{name}_mask"] for name in TEXTS])
-    embeddings = np.split(text.tokens(ids, masks), len(TEXTS))
-    out = {name: part for name, part in zip(TEXTS, embeddings, strict=True)}
-    out |= {f"{name}_mask": batch[f"{name}_mask"] for name in TEXTS}
-    if text.pooled is not None:
-        out["pooled"] = text.pooled(batch["pooled_ids"], batch["pooled_mask"])
-    return out | {"lq": batch["lq"], "hq": batch["hq"], "group": batch["degradation"]}
-
-
-def validation_batches(
-    held_out: ShardIndex,
-    count: int,
-    config: ml_collections.ConfigDict,
-    model_config: presets.CoTIRConfig,
-    stage: Stage,
-    text: text_lib.TextEncoders,
-) -> list[dict[str, np.ndarray]]:
-    """The `count` held-out samples at the last stage's patch size, in batches as large as its own.
-
-    The last batch is filled up with samples of the beginning.
-    """
-    size = min(count, stage.batch_size)
-    once = Stage(0, -(-count // size), stage.patch_size, size)
-    batches = stage_batches(
-        held_out,
-        once,
-        seed=config.seed,
-        tokenizer=text.tokens.tokenizer,
-        pooled_tokenizer=text.pooled and text.pooled.tokenizer,
-        vague_schedule=((0, 0.0),),
-        num_threads=config.data.threads,
-    )
-    embedded = [embed_texts(batch, text) for batch in batches]
-    if model_config.guidance and not model_config.guidance_embed:
-        empty = np.asarray(text_lib.encode_prompts(text, [""] * size).embeddings)
-        embedded = [batch | {"empty": empty} for batch in embedded]
-    return embedded
-
-
-def _validate(
-    frozen: train.Frozen, state: train.TrainState, batch: Mapping[str, jax.Array]
-) -> jax.Array:
-    return pipeline.restore_pictures(
-        nnx.merge(state.graphdef, train.restored_weights(state), frozen.transformer),
-        nnx.merge(state.autoencoder, frozen.autoencoder),
-        batch["lq"],
-        Text(batch["prompt"], batch.get("pooled")),
-        jax.random.key(0),
-        state.config.num_steps,
-        Text(batch["empty"]) if "empty" in batch else None,
-    )
-
-
-def _mean_psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
-    """Mean over pictures of the PSNR over all RGB values, range 255."""
-    difference = pictures.astype(np.float64) - reference.astype(np.float64)
-    error = np.square(difference / 255).mean((1, 2, 3))
-    return float((10 * np.log10(1 / (error + 1e-8))).mean())
 
 
 def _arrays(state: train.TrainState) -> dict[str, Any]:

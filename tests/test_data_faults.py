@@ -13,9 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import grain
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from test_data import (  # noqa: F401  (the fixtures are used by name)
     HEIGHT,
@@ -41,24 +39,17 @@ from cotir_jax.data.shard_index import ShardIndex
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_iterator_state_resumes(tmp_path, bench, tokenizer_file, num_workers):
+def test_continues_from_a_step_with_other_workers_and_rows(bench, tokenizer_file, num_workers):
     index = ShardIndex.build(bench)
-    expected = list(_batches(index, tokenizer_file))
-    dataset = _batches(index, tokenizer_file, num_workers=num_workers)
-    first = iter(dataset)
-    for step in range(5):
-        _assert_equal(next(first), expected[step])
-    with ocp.CheckpointManager(tmp_path / "checkpoints") as manager:
-        manager.save(5, args=grain.checkpoint.CheckpointSave(first))
-        next(first)
-        first.close()
-        second = iter(_batches(index, tokenizer_file, num_workers=num_workers))
-        manager.restore(5, args=grain.checkpoint.CheckpointRestore(second))
-    rest = list(second)
-    second.close()
-    assert len(rest) == 7
-    for ours, theirs in zip(rest, expected[5:], strict=True):
-        _assert_equal(ours, theirs)
+    stage = Stage(100, 112, PATCH, 6)
+    expected = list(_batches(index, tokenizer_file, stage))[5:]
+    options = {"first_step": 105, "num_workers": num_workers}
+    for rows in (tuple(range(6)), (1, 4)):
+        iterator = iter(_batches(index, tokenizer_file, stage, rows=rows, **options))
+        found = list(iterator)
+        iterator.close()
+        for ours, theirs in zip(found, expected, strict=True):
+            _assert_equal(ours, {name: array[list(rows)] for name, array in theirs.items()})
 
 
 _SCRIPT = """
@@ -302,8 +293,8 @@ def test_patch_larger_than_pictures(bench, tokenizer_file, num_workers):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"process_count": 4}, "batch size 6 .* 4 processes"),
-        ({"process_index": 1}, "process 1 of 1"),
+        ({"rows": (4, 6)}, "rows .4, 6., expected some of 0 to 5"),
+        ({"first_step": 12}, "got first step 12"),
         ({"num_threads": 0}, "config.data.threads=0"),
         ({"num_workers": -1}, "config.data.workers=-1"),
         ({"seed": -1}, "config.seed is -1"),

@@ -7,22 +7,31 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cotir_jax"
 PURE = {"objective", "sampling", "image_metrics", "partitioning", "pictures", "errors",
-        "metric_writer"}  # fmt: skip
+        "metric_writer", "distributed", "throughput"}  # fmt: skip
 MAY_IMPORT = {
     **{name: set() for name in PURE},
     "models": {"models", "partitioning", "sampling"},
     "checkpoints": {"checkpoints", "models", "partitioning"},
     "bench": {"bench", "pictures"},
     "data": {"data", "bench", "pictures", "partitioning"},
+    "flops": {"models"},
+    "compiled_program": set(),
+    "abstract_run": PURE | {"run_config", "train", "text", "models"},
+    "compile_report": PURE
+    | {"abstract_run", "compiled_program", "flops", "run_config", "train", "text_encoder"}
+    | {"models", "data"},
     "train": PURE | {"models"},
     "text_encoder": PURE | {"models", "data"},
     "text": PURE | {"models", "checkpoints", "data", "text_encoder"},
     "run_config": PURE | {"train", "models", "checkpoints", "data"},
-    "training_loop": PURE | {"run_config", "train", "text", "models", "checkpoints", "data"},
+    "validation": PURE | {"train", "text", "models", "checkpoints", "data"},
+    "training_loop": PURE
+    | {"run_config", "train", "text", "models", "checkpoints", "data", "validation", "flops"},
     "restore": PURE | {"models", "checkpoints", "text"},
     "evaluate": PURE,
     "verify": PURE | {"train", "models", "checkpoints"},
-    "main": PURE | {"run_config", "training_loop", "restore", "evaluate", "bench"},
+    "main": PURE
+    | {"compile_report", "run_config", "training_loop", "restore", "evaluate", "bench"},
     "cli_checkpoints": PURE | {"models", "checkpoints", "data"},
     "cli": PURE | {"cli_checkpoints", "restore", "evaluate", "bench", "verify"},
 }

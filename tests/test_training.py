@@ -17,6 +17,7 @@ import pytest
 from configs import nano
 from cotir_jax import training_loop
 from cotir_jax.bench.build import build_bench
+from cotir_jax.throughput import NAMES
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
@@ -91,9 +92,7 @@ def _lines(workdir: Path) -> list[dict]:
 def _losses(workdir: Path) -> dict[int, tuple]:
     """Every logged quantity but the speed, by step; what came last counts."""
     return {
-        line["step"]: tuple(
-            (name, value) for name, value in line.items() if name != "samples_per_second"
-        )
+        line["step"]: tuple((name, value) for name, value in line.items() if name not in NAMES)
         for line in _lines(workdir)
     }
 

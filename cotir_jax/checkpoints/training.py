@@ -1,11 +1,15 @@
-"""Training checkpoints: what trains, optimizer, multipliers and the data iterator, by Orbax."""
+"""Training checkpoints: what trains, optimizer, multipliers and the samples seen, by Orbax.
+
+The data's order is a function of (seed, step): where to go on reading follows from the step,
+whatever the number of processes or workers was.
+"""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
@@ -26,7 +30,8 @@ class TrainingCheckpoints:
 
     def __init__(self, folder: Path, keep: int):
         self.folder = Path(folder).absolute()
-        best = policies.BestN(get_metric_fn=lambda metrics: metrics[METRIC], n=1)
+        # A run that is asked to stop saves without validating.
+        best = policies.BestN(get_metric_fn=lambda metrics: metrics.get(METRIC, -math.inf), n=1)
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -37,15 +42,17 @@ class TrainingCheckpoints:
             ),
         )
 
-    def save(self, step: int, state: Any, iterator: Any, metrics: dict[str, float]) -> None:
-        """Starts saving `state` (a pytree of arrays) and the iterator's position.
+    def save(
+        self, step: int, state: Any, samples: dict[str, int], metrics: dict[str, float]
+    ) -> None:
+        """Starts saving `state` (a pytree of arrays) and counts of samples; all processes call it.
 
         Raises:
           ValueError: when this save, or an earlier one in the background, could not be written.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_by_path(state)),
-            data=grain.checkpoint.CheckpointSave(iterator),
+            samples=ocp.args.JsonSave(samples),
         )
         with _readable(f"saving step {step} to", self.folder):
             self.manager.save(step, args=args, metrics=metrics, force=True)
@@ -83,11 +90,15 @@ class TrainingCheckpoints:
         _, structure = jax.tree.flatten(abstract_state)
         return jax.tree.unflatten(structure, [flat[name] for name in _by_path(abstract_state)])
 
-    def restore_iterator(self, step: int, iterator: Any) -> None:
-        """Sets the data iterator to its position after `step`."""
+    def restore_samples(self, step: int) -> dict[str, int]:
+        """The counts of samples that were saved with `step`.
+
+        Raises:
+          ValueError: for a damaged checkpoint.
+        """
         with _readable(f"restoring step {step} from", self.folder):
-            args = ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(iterator))
-            self.manager.restore(step, args=args)
+            args = ocp.args.Composite(samples=ocp.args.JsonRestore())
+            return self.manager.restore(step, args=args).samples
 
     def close(self) -> None:
         self.manager.close()
@@ -109,7 +120,8 @@ class _readable:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, Exception):
+        # A connection that broke is another process's end, not the storage's.
+        if isinstance(error, Exception) and not isinstance(error, jax.errors.JaxRuntimeError):
             reason = " ".join(str(error).split())[:300]
             raise ValueError(
                 f"{self.doing} {self.folder} failed: {reason}. Earlier checkpoints are unchanged; "

@@ -46,18 +46,18 @@ def stage_batches(
     tokenizer: TextTokenizer,
     pooled_tokenizer: TextTokenizer | None = None,
     vague_schedule: Sequence[tuple[int, float]],
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_workers: int = 0,
     num_threads: int = 4,
     first_sample: int = 0,
+    first_step: int | None = None,
 ) -> grain.IterDataset[dict[str, np.ndarray]]:
     """The batches of a stage, one per step.
 
-    Step s has the sample numbers ``first_sample + (s - stage.first_step) * batch_size`` and on,
-    and each process a contiguous part of them; a batch is the same whatever the workers and
-    threads. ``iter()`` of the result prefetches, and has ``get_state`` and ``set_state`` for a
-    checkpoint (of the same ``num_workers``), and ``close``.
+    Step s has the sample numbers ``first_sample + (s - stage.first_step) * batch_size`` and on;
+    each process reads the rows that its devices hold. A batch is a function of (seed, step, rows),
+    whatever the workers and threads: a run continues, with other processes and workers too, from
+    the step alone. ``iter()`` of the result prefetches, and has ``close``.
 
     Args:
         index: where the samples are.
@@ -67,15 +67,15 @@ def stage_batches(
         pooled_tokenizer: of the encoder that gives one vector per prompt, where the model has one;
             P below.
         vague_schedule: (from step, probability of the vague prompt) pairs.
-        process_index: which part of each batch.
-        process_count: parts of each batch.
+        rows: of each batch, in order; all by default.
         num_workers: processes that prepare batches; 0 uses threads of this one. They import the
             main script, which therefore needs its ``if __name__ == "__main__":``.
         num_threads: threads of each of these processes; each prepares a batch at a time.
         first_sample: sample number at the start of the stage.
+        first_step: first step that is read; by default the stage's.
 
     Returns:
-        Dicts, b = batch_size / process_count: ``lq``, ``hq`` uint8 ``[b, patch, patch, 3]``;
+        Dicts, b = rows: ``lq``, ``hq`` uint8 ``[b, patch, patch, 3]``;
         ``prompt_ids``, ``scene_ids``, ``degradation_ids``, ``plan_ids`` int32 ``[b, T]``;
         ``prompt_mask``, ... bool ``[b, T]``; ``degradation`` int32 ``[b]`` into
         ``index.degradations``; ``corrupt`` int32 ``[b]``, corrupt samples passed over; with a
@@ -86,7 +86,9 @@ def stage_batches(
             than the patch, or a degradation has no usable sample.
     """
     check_vague_schedule(vague_schedule)
-    _check_sizes(stage, seed, process_index, process_count, num_workers, num_threads)
+    rows = tuple(range(stage.batch_size) if rows is None else map(int, rows))
+    begin = stage.first_step if first_step is None else first_step
+    _check_sizes(stage, seed, rows, begin, num_workers, num_threads)
     reader = _SampleReader(
         index=index,
         stage=stage,
@@ -94,19 +96,14 @@ def stage_batches(
         tokenizer=tokenizer,
         pooled_tokenizer=pooled_tokenizer,
         vague_schedule=tuple(vague_schedule),
-        process_index=process_index,
-        process_count=process_count,
+        rows=rows,
         first_sample=first_sample,
     )
     _allow_unparsed_flags()
-    steps = stage.last_step - stage.first_step
+    positions = [(step - stage.first_step) * len(rows) for step in (begin, stage.last_step)]
     # Stacked before to_iter_dataset, so that workers share whole batches between them: stacked
     # after it, what is in a batch would depend on their number.
-    batches = (
-        grain.MapDataset.range(steps * reader.batch_size)
-        .map(reader)
-        .batch(reader.batch_size, drop_remainder=True)
-    )
+    batches = grain.MapDataset.range(*positions).map(reader).batch(len(rows), drop_remainder=True)
     batches = batches.to_iter_dataset(
         grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=num_threads + 1)
     )
@@ -119,8 +116,8 @@ def stage_batches(
 def _check_sizes(
     stage: Stage,
     seed: int,
-    process_index: int,
-    process_count: int,
+    rows: tuple[int, ...],
+    first_step: int,
     num_workers: int,
     num_threads: int,
 ) -> None:
@@ -128,13 +125,10 @@ def _check_sizes(
         raise ValueError(f"config.seed is {seed}; expected 0 or more")
     if stage.last_step <= stage.first_step or stage.patch_size < 1 or stage.batch_size < 1:
         raise ValueError(f"config.train.stages gives {stage}; steps must grow, sizes be above 0")
-    if not 0 <= process_index < process_count:
-        raise ValueError(f"got process {process_index} of {process_count}")
-    if stage.batch_size % process_count:
-        raise ValueError(
-            f"batch size {stage.batch_size} in config.train.stages does not divide among "
-            f"{process_count} processes; choose a multiple of {process_count}"
-        )
+    if not rows or not 0 <= min(rows) <= max(rows) < stage.batch_size:
+        raise ValueError(f"got rows {rows}, expected some of 0 to {stage.batch_size - 1}")
+    if not stage.first_step <= first_step < stage.last_step:
+        raise ValueError(f"got first step {first_step}, expected one of {stage}")
     if num_workers < 0 or num_threads < 1:
         raise ValueError(
             f"config.data.workers={num_workers}, config.data.threads={num_threads}; expected 0 or "
@@ -165,7 +159,7 @@ def _end_with_parent() -> None:
 
 @dataclass(eq=False)
 class _SampleReader:
-    """Position in this process's part of a stage -> sample, as a dict of arrays."""
+    """Position in these rows of a stage -> sample, as a dict of arrays."""
 
     index: ShardIndex
     stage: Stage
@@ -173,18 +167,15 @@ class _SampleReader:
     tokenizer: TextTokenizer
     pooled_tokenizer: TextTokenizer | None
     vague_schedule: tuple[tuple[int, float], ...]
-    process_index: int
-    process_count: int
+    rows: tuple[int, ...]
     first_sample: int
 
     def __post_init__(self) -> None:
-        self.batch_size = self.stage.batch_size // self.process_count
         self._named: set[int] = set()
 
     def __call__(self, position: int) -> dict[str, np.ndarray]:
-        step, row = divmod(int(position), self.batch_size)
-        row += self.process_index * self.batch_size
-        number = self.first_sample + step * self.stage.batch_size + row
+        step, place = divmod(int(position), len(self.rows))
+        number = self.first_sample + step * self.stage.batch_size + self.rows[place]
         degradation, place = locate(number, seed=self.seed, counts=self.index.counts)
         start, end = self.index.ranges[degradation].tolist()
         for skipped in range(end - start):
@@ -245,13 +236,13 @@ class CorruptCounter:
     """Adds up the batches' ``corrupt`` and stops a run on too many.
 
     Attributes:
-        seen: samples looked at, corrupt ones included.
+        seen: samples looked at, corrupt ones included; of a continued run those before too.
         corrupt: those of them that were corrupt.
     """
 
-    def __init__(self) -> None:
-        self.seen = 0
-        self.corrupt = 0
+    def __init__(self, seen: int = 0, corrupt: int = 0) -> None:
+        self.seen = seen
+        self.corrupt = corrupt
 
     def add(self, corrupt: Any) -> None:
         """Count a batch.

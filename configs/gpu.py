@@ -1,0 +1,21 @@
+"""One box of NVIDIA GPUs, or several: A100, H100, H200 with 80 GB or more each.
+
+    python -m cotir_jax.main --config=configs/gpu.py:klein-4b --workdir=RUN
+
+Batches are those of the release (eight GPUs). Not run on a card by us; see README.
+"""
+
+from configs import default
+
+
+def get_config(model: str = "klein-4b"):
+    """Returns the config of a model on GPUs."""
+    config = default.get_config(model)
+    if model == "nano":
+        config.mesh.update({"data": -1, "fsdp": 1})
+        config.train.trainable = "all"
+        return config
+    # Within a box NVLink gathers weights fast. For several boxes set mesh.data to their number and
+    # mesh.fsdp to the GPUs of one, so that only gradients cross the network.
+    config.mesh.update({"data": 1, "fsdp": -1, "tensor": 1})
+    return config

@@ -1,0 +1,238 @@
+"""What a compiled program says about itself: memory, collectives, and the compiler's complaints."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+_log = logging.getLogger(__name__)
+
+_COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
+    "collective-broadcast", "ragged-all-to-all",
+)  # fmt: skip
+_BYTES = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
+    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
+}  # fmt: skip
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.\-]+(?:, ?%[\w.\-]+)*)"
+)
+
+
+class Memory(NamedTuple):
+    """Bytes of one device.
+
+    Attributes:
+      arguments: weights, states and batch.
+      outputs: what of the results does not take the place of an argument.
+      temporaries: everything between, at its highest.
+      code: of the program itself.
+    """
+
+    arguments: int
+    outputs: int
+    temporaries: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+class Moved(NamedTuple):
+    """One kind of collective: how often it runs in a step, and the bytes a device receives."""
+
+    times: int
+    bytes: int
+
+
+def memory(compiled: Any) -> Memory:
+    """Memory of a compiled program (`jax.stages.Compiled`) per device."""
+    sizes = compiled.memory_analysis()
+    return Memory(
+        sizes.argument_size_in_bytes,
+        sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        sizes.temp_size_in_bytes,
+        sizes.generated_code_size_in_bytes,
+    )
+
+
+def compile_program(lowered: Any, name: str) -> tuple[Any, float, list[str]]:
+    """Compiles; returns the program (or, where it does not fit, its bytes of temporaries), seconds,
+    and what the compiler said about involuntary replication."""
+    _log.info("%s: compiling", name)
+    start = time.monotonic()
+    with standard_error() as said:
+        try:
+            compiled = lowered.compile()
+        except jax.errors.JaxRuntimeError as error:
+            compiled = out_of_memory(str(error))
+            if compiled is None:
+                raise
+    lines = [line for line in said if "nvoluntary full remat" in line]
+    return compiled, time.monotonic() - start, [line.split("] ", 1)[-1][:300] for line in lines]
+
+
+def out_of_memory(message: str) -> int | None:
+    """Bytes of temporaries that the compiler names when they do not fit; None for other errors."""
+    if "RESOURCE_EXHAUSTED" not in message and "HbmOom" not in message:
+        return None
+    found = re.search(r"temporaries \(([\d.]+)([KMGT]?)\)", message) or re.search(
+        r"Used ([\d.]+)([KMGT]?) of", message
+    )
+    if found is None:
+        return 0
+    return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
+
+
+def collectives(hlo: str, slice_of: Mapping[int, int] | None = None) -> dict[str, Moved]:
+    """Collectives of a compiled program, read from its HLO text.
+
+    Loops count as often as they run: their trip count is the constant that their condition
+    compares with. A collective that runs beside computations appears in several fusions under one
+    channel number, and counts once. Bytes are what one device receives by the ring algorithm: of n
+    devices, (n - 1) / n of a gathered result or a scattered input, twice that for a sum.
+
+    Args:
+      hlo: `compiled.as_text()`.
+      slice_of: slice of each device number; groups over several slices are counted apart, under
+        the kind with " between slices" behind it.
+
+    Returns:
+      kind -> how often and how many bytes, those that occur.
+    """
+    computations, entry = _computations(hlo)
+    found: dict[tuple[str, str], tuple[str, float, int]] = {}
+
+    def walk(name: str, times: int) -> None:
+        for line in computations.get(name, ()):
+            match = _INSTRUCTION.match(line)
+            if match is None:
+                continue
+            kind = match[3].removesuffix("-start")
+            if kind in _COLLECTIVES:
+                channel = re.search(r"channel_id=(\d+)", line)
+                key = (kind, channel[1] if channel else match[1])
+                found[key] = (line, times, _group_size(line))
+            inner = times
+            if match[3] == "while":
+                inner = times * _trip_count(computations, line)
+            for called in _CALLED.findall(line):
+                for child in called.replace("%", "").split(","):
+                    walk(child.strip(), inner)
+
+    walk(entry, 1)
+    moved: dict[str, Moved] = {}
+    for (kind, _), (line, times, size) in found.items():
+        received = times * _received(kind, line, size)
+        if slice_of and _crosses(line, slice_of):
+            kind += " between slices"
+        before = moved.get(kind, Moved(0, 0))
+        moved[kind] = Moved(before.times + int(times), before.bytes + int(received))
+    return moved
+
+
+def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", None
+    for line in hlo.splitlines():
+        header = _COMPUTATION.match(line)
+        if header:
+            lines = computations[header[2]] = []
+            entry = header[2] if header[1] else entry
+        elif line.startswith("}"):
+            lines = None
+        elif lines is not None:
+            lines.append(line)
+    return computations, entry
+
+
+def _trip_count(computations: Mapping[str, list[str]], line: str) -> int:
+    known = re.search(r'known_trip_count[":{]+n[":]+(\d+)', line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.\-]+)", line)
+    lines = computations.get(condition[1], []) if condition else []
+    constants = dict(re.findall(r"%?([\w.\-]+) = \S+ constant\((\d+)\)", "\n".join(lines)))
+    compared = re.findall(r"%([\w.\-]+)", next((x for x in lines if "ROOT" in x), ""))
+    return next((int(constants[name]) for name in compared if name in constants), 1)
+
+
+def _group_size(line: str) -> int:
+    """Devices that take part together."""
+    named = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)
+    if named:
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", named[2]))
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line)
+    if iota:
+        return int(iota[2])
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    return len(listed[1].split(",")) if listed else 1
+
+
+def _received(kind: str, line: str, size: int) -> float:
+    """Bytes that a device receives in one run."""
+    match = _INSTRUCTION.match(line)
+    assert match is not None
+    arrays = [_bytes(*array) for array in _ARRAY.findall(match[2])]
+    if kind == "collective-permute":
+        return arrays[0]
+    share = (size - 1) / size
+    if kind == "all-gather":
+        # Asynchronous ones return (input, result).
+        return share * (max(arrays) if match[3].endswith("-start") else sum(arrays))
+    if kind == "reduce-scatter":
+        return (size - 1) * (min(arrays) if match[3].endswith("-start") else sum(arrays))
+    return share * sum(arrays) * (2 if kind == "all-reduce" else 1)
+
+
+def _bytes(dtype: str, shape: str) -> float:
+    return _BYTES.get(dtype, 0) * math.prod(int(side) for side in shape.split(",") if side)
+
+
+def _crosses(line: str, slice_of: Mapping[int, int]) -> bool:
+    """Whether the devices of a group lie in several slices."""
+    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}?[,\s]", line)
+    groups = re.findall(r"\{([\d,]+)\}", pairs[0] if pairs else "")
+    if not groups:
+        groups = _groups(line)
+    return any(len({slice_of[int(d)] for d in group.split(",")}) > 1 for group in groups)
+
+
+def _groups(line: str) -> list[str]:
+    listed = re.search(r"replica_groups=\{(\{.*?\})\}", line)
+    if listed:
+        return re.findall(r"\{([\d,]+)\}", listed[1])
+    return []
+
+
+@contextlib.contextmanager
+def standard_error() -> Iterator[list[str]]:
+    """Takes what the compiler, which is C++, writes to standard error; its lines, at the end."""
+    lines: list[str] = []
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            file.seek(0)
+            lines += file.read().decode(errors="replace").splitlines()

@@ -1,0 +1,174 @@
+"""Floating-point operations of a training step, counted from the sizes.
+
+Two for each multiplication of a matrix product or convolution with the addition that follows;
+everything else is small beside them. XLA's own count leaves out Pallas kernels and takes the body
+of a loop once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cotir_jax.models.autoencoder import AUTOENCODERS
+from cotir_jax.models.presets import CoTIRConfig
+
+
+class Work(NamedTuple):
+    """FLOPs of one part: forward, and what its backward pass adds without recomputation."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+def training_step(
+    config: CoTIRConfig,
+    batch: int,
+    patch_size: int,
+    *,
+    trainable: str = "lora_and_adapter",
+    all_adapter_rows: bool = False,
+) -> dict[str, Work]:
+    """FLOPs of a training step by part, of all devices together.
+
+    Model FLOPs: what `remat` computes again is left out. Text encoders run ahead of the step.
+
+    Args:
+      config: the model's sizes.
+      batch: samples.
+      patch_size: side of the pictures in pixels.
+      trainable: as in `TrainSettings`.
+      all_adapter_rows: count the adapter as the release computes it: queries, MLP and output
+        projection of the image rows too, which nothing reads (SPEC section 3).
+
+    Returns:
+      `embed` (input layers and modulations), `double`, `adapter`, `single`, `final`, and
+      `autoencoder`.
+    """
+    everything = trainable == "all"
+    hidden, text = config.hidden_size, config.text_tokens
+    target = (patch_size // config.patch) ** 2
+    image = 2 * target
+    rows = text + image
+    mlp, gates = int(hidden * config.mlp_ratio), 2 if config.family == "flux2" else 1
+    # Where the condition's rows see themselves alone, they need fewer products.
+    pairs = (text + target) * rows + target**2 if config.reference_cache else rows**2
+    own = config.family == "flux1"  # a modulation in every block
+
+    def frozen(size: float, *, reached: bool = True) -> Work:
+        """A base weight: a gradient passes through to what lies below, where that trains."""
+        return Work(size, (2.0 if everything else 1.0) * size if reached or everything else 0.0)
+
+    def lora(rows: int, into: int, out: int) -> Work:
+        return trained(rows * min(config.lora_rank, into, out) * (into + out))
+
+    def attention(pairs: float, *, reached: bool = True) -> Work:
+        return Work(2 * pairs * hidden, (4 if reached or everything else 0) * pairs * hidden)
+
+    embed = frozen(
+        image * config.in_channels * hidden
+        + text * config.text_channels * hidden
+        + (256 + hidden) * hidden * (2 if config.guidance_embed else 1)
+        + (config.pooled_channels + hidden) * hidden * (config.pooled_channels > 0)
+        + (0 if own else 15 * hidden**2),
+        reached=False,
+    )
+    double = _sum(
+        frozen(
+            rows * hidden * (4 * hidden + (gates + 1) * mlp) + own * 12 * hidden**2, reached=False
+        ),
+        attention(pairs, reached=False),
+    )
+    wide = 3 * hidden + gates * mlp
+    single = _sum(
+        frozen(rows * hidden * (wide + hidden + mlp)),
+        lora(rows, hidden, wide),
+        lora(rows, hidden + mlp, hidden),
+        frozen(own * 3 * hidden**2, reached=False),
+        lora(1, hidden, 3 * hidden) if own else Work(0, 0),
+        attention(pairs),
+    )
+    out_rows = image if config.prediction == "correction" else target
+    rank = min(config.lora_rank, hidden)
+    last = _sum(
+        frozen(rows * 2 * hidden**2 + out_rows * hidden * (2 * hidden + (gates + 1) * mlp)),
+        trained(rank * (rows * 3 * hidden + out_rows * (3 * hidden + gates * mlp))),
+        lora(out_rows, hidden + mlp, hidden),
+        frozen(own * 3 * hidden**2, reached=False),
+        lora(1, hidden, 3 * hidden) if own else Work(0, 0),
+        attention(out_rows * rows),
+    )
+    final = _sum(
+        frozen(out_rows * hidden * config.in_channels),
+        lora(out_rows, hidden, config.in_channels),
+        frozen(2 * hidden**2, reached=False),
+        lora(1, hidden, 2 * hidden),
+    )
+    parts = {
+        "embed": embed,
+        "double": _times(double, config.num_double_blocks),
+        "adapter": _adapter(config, image, rows if all_adapter_rows else text),
+        "single": _sum(_times(single, config.num_single_blocks - 1), last),
+        "final": final,
+        "autoencoder": Work(2 * _encoder(config, patch_size), 0),
+    }
+    return {name: _times(work, 2 * batch) for name, work in parts.items()}
+
+
+def total(parts: dict[str, Work]) -> float:
+    """FLOPs of all parts, forward and backward."""
+    return sum(work.total for work in parts.values())
+
+
+def trained(size: float) -> Work:
+    """A weight that trains: a gradient of its own, and one that passes through."""
+    return Work(size, 2 * size)
+
+
+def _adapter(config: CoTIRConfig, image: int, full_rows: int) -> Work:
+    """The adapter; all rows get keys and values, `full_rows` of them the rest too."""
+    if not config.adapter_depth:
+        return Work(0, 0)
+    hidden, text = config.hidden_size, config.text_tokens
+    mlp = int(hidden * config.adapter_mlp_ratio)
+    block = (
+        (text + image) * hidden * 2 * hidden
+        + full_rows * hidden * (2 * hidden + 2 * mlp)
+        + 2 * full_rows * (text + image) * hidden
+        + 3 * hidden**2
+    )
+    heads = text * 4 * hidden**2 + 3 * (text * hidden * config.text_channels + 2 * hidden**2)
+    return trained(config.adapter_depth * block + heads)
+
+
+def _encoder(config: CoTIRConfig, patch_size: int) -> float:
+    """Multiplications of the autoencoder's encoder for one picture."""
+    if config.autoencoder == "patch":
+        return 0.0
+    sizes = AUTOENCODERS[config.autoencoder]
+    widths = [sizes.channels * multiplier for multiplier in sizes.multipliers]
+    pixels, into = float(patch_size**2), widths[0]
+    count = pixels * 9 * 3 * into
+    for level, out in enumerate(widths):
+        for _ in range(sizes.num_res_blocks):
+            count += pixels * (9 * out * (into + out) + (into * out if into != out else 0))
+            into = out
+        if level < len(widths) - 1:
+            pixels /= 4
+            count += pixels * 9 * out * out
+    count += pixels * 36 * into**2  # two residual blocks
+    count += pixels * (4 * into**2 + 2 * pixels * into)  # attention
+    latents = sizes.latent_channels
+    count += pixels * 9 * into * 2 * latents
+    return count + (pixels * 2 * latents**2 if sizes.kind == "flux2" else 0)
+
+
+def _sum(*works: Work) -> Work:
+    return Work(sum(w.forward for w in works), sum(w.backward for w in works))
+
+
+def _times(work: Work, factor: float) -> Work:
+    return Work(work.forward * factor, work.backward * factor)

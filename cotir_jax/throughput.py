@@ -1,0 +1,185 @@
+"""How fast training runs: step time, share of the peak, waiting for data, memory, a profile."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_log = logging.getLogger(__name__)
+
+# Dense bfloat16 FLOP/s of one JAX device, by the beginning of `device_kind`, the longest counts.
+# TPU: "peak compute per chip (bf16)" on the Cloud TPU documentation's page of each version; a chip
+# is one device, of TPU7x two. NVIDIA: data sheets (SXM where not said), half of the sparse figure.
+_PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,  # v5e
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,  # v5p
+    "TPU v6 lite": 918e12,  # v6e
+    "TPU v6e": 918e12,
+    "TPU7x": 2307e12 / 2,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak dense bfloat16 FLOP/s of a device, None where it is not known."""
+    names = [name for name in _PEAK_FLOPS if device_kind.startswith(name)]
+    # "TPU v4 lite" is an inference chip of its own.
+    if not names or device_kind == "TPU v4 lite":
+        return None
+    return _PEAK_FLOPS[max(names, key=len)]
+
+
+class Throughput:
+    """Measures training steps by when the devices end them.
+
+    Call `begin`, then for each step `dispatched` and, in the same order, `ended`; `waiting` around
+    what prepares a batch; `paused` around what is no part of a step.
+
+    Args:
+      devices: all that the step runs on.
+      clock: seconds.
+    """
+
+    def __init__(self, devices: Sequence[jax.Device], clock: Callable[[], float] = time.monotonic):
+        self._devices, self._clock = devices, clock
+        # In a thread of its own, so that the moment is known whatever else the program is doing.
+        self._watch = ThreadPoolExecutor(1, thread_name_prefix="step end")
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts an interval now, with no step under way."""
+        self._under_way: deque[Future[float]] = deque()
+        self._last: Future[float] | None = None
+        self._end = self._clock()
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts an interval where the last step ended."""
+        self._start, self._paused, self._waited, self._steps = self._end, 0.0, 0.0, 0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time in here is not the steps'; all of them have ended."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._paused += self._clock() - start
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time in here in which the devices have nothing to do."""
+        start = self._clock()
+        yield
+        end = self._clock()
+        if self._last is None:
+            self._waited += end - start
+        elif self._last.done():
+            self._waited += max(0.0, end - max(start, self._last.result()))
+
+    def dispatched(self, outputs: Any) -> None:
+        """A step was handed to the devices; `outputs` are its arrays."""
+
+        def finished() -> float:
+            jax.block_until_ready(outputs)
+            return self._clock()
+
+        self._last = self._watch.submit(finished)
+        self._under_way.append(self._last)
+
+    def ended(self) -> None:
+        """The earliest step under way has ended, or will soon: waits for it."""
+        self._end = self._under_way.popleft().result()
+        self._steps += 1
+
+    def report(self, batch_size: int, step_flops: float | None) -> dict[str, float]:
+        """The interval's numbers.
+
+        Args:
+          batch_size: samples of a step, of all processes.
+          step_flops: of all devices together, None where they are not known.
+
+        Returns:
+          `step_seconds`; `samples_per_second` of all processes; `input_wait`, the share of time in
+          which the devices waited for data and text embeddings; `mfu`, model FLOPs per second
+          against the devices' peak; `memory_gb` and `peak_memory_gb` of this process's fullest
+          device (10^9 bytes). Those that cannot be known are left out.
+        """
+        elapsed = max(self._end - self._start - self._paused, 1e-9)
+        seconds = elapsed / max(self._steps, 1)
+        numbers = {
+            "step_seconds": seconds,
+            "samples_per_second": batch_size / seconds,
+            "input_wait": min(self._waited / elapsed, 1.0),
+        }
+        peak = peak_flops(self._devices[0].device_kind)
+        if step_flops is not None and peak is not None:
+            numbers["mfu"] = step_flops / (seconds * peak * len(self._devices))
+        return numbers | _memory(self._devices)
+
+    def close(self) -> None:
+        self._watch.shutdown(wait=False)
+
+
+# What a report may hold, beside the step's own metrics.
+NAMES = (
+    "step_seconds", "samples_per_second", "input_wait", "mfu", "memory_gb", "peak_memory_gb",
+)  # fmt: skip
+
+
+class Profile:
+    """Writes a profiler trace of some steps, for TensorBoard's profile page or Perfetto.
+
+    Args:
+      folder: where to.
+      at: the step after which it begins; 0 for never.
+      steps: how many steps it shows.
+    """
+
+    def __init__(self, folder: Path, at: int, steps: int):
+        self._folder, self._first, self._last = folder, at, at + steps
+        self._running = False
+
+    def after(self, step: int, outputs: Any) -> None:
+        """Begins or ends the trace, once this step's outputs are there."""
+        if self._first and step == self._first:
+            jax.block_until_ready(outputs)
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        elif self._running and step >= self._last:
+            jax.block_until_ready(outputs)
+            self.close()
+
+    def close(self) -> None:
+        """Ends a trace that is under way."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+            _log.info("profile of steps %d to %d: %s", self._first, self._last, self._folder)
+
+
+def _memory(devices: list[jax.Device]) -> dict[str, float]:
+    """Memory of the fullest local device, where the backend tells."""
+    own = [device for device in devices if device.process_index == jax.process_index()]
+    stats: list[Mapping[str, int]] = [found for device in own if (found := device.memory_stats())]
+    names = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"}
+    return {
+        ours: max(device[theirs] for device in stats) / 1e9
+        for ours, theirs in names.items()
+        if stats and all(theirs in device for device in stats)
+    }

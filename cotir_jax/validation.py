@@ -1,0 +1,149 @@
+"""Validation while training: the held-out samples, restored with the weights of the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cotir_jax import distributed, partitioning, train
+from cotir_jax import text as text_lib
+from cotir_jax.checkpoints.training import METRIC
+from cotir_jax.data.batches import Stage, stage_batches
+from cotir_jax.data.shard_index import ShardIndex
+from cotir_jax.models import pipeline, presets
+from cotir_jax.models.transformer import Text
+from cotir_jax.pictures import side_by_side
+
+TEXTS = ("prompt", "scene", "degradation", "plan")
+_READ = ("lq", "prompt", "pooled", "empty")
+
+
+class Result(NamedTuple):
+    """What a validation found.
+
+    Attributes:
+      metrics: PSNR of the restored pictures (`METRIC`) and of the degraded ones.
+      rows: uint8 `[pictures, height, width, 3]`, degraded | restored | clean side by side.
+    """
+
+    metrics: dict[str, float]
+    rows: np.ndarray
+
+
+class Validation:
+    """The held-out samples and the program that restores them.
+
+    Every process of a run builds one and calls it, and gets the same result.
+
+    Args:
+      held_out: the samples.
+      config: see `configs/default.py`.
+      model_config: the transformer's sizes.
+      stage: the last one, of whose patch size the samples are cut.
+      text: encodes the prompts.
+      mesh: of the training state.
+    """
+
+    def __init__(
+        self,
+        held_out: ShardIndex,
+        config: ml_collections.ConfigDict,
+        model_config: presets.CoTIRConfig,
+        stage: Stage,
+        text: text_lib.TextEncoders,
+        mesh: Mesh,
+    ):
+        self._count = config.data.validation * len(held_out.degradations)
+        self._sharding = partitioning.batch_sharding(mesh)
+        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        # As large as training's, or as few as the devices can share evenly.
+        self._size = min(-(-self._count // parts) * parts, stage.batch_size)
+        self._batches = self._read(held_out, config, model_config, stage, text)
+        self._run = jax.jit(_restore, out_shardings=partitioning.replicated(mesh))
+        self._compiled: Any = None
+
+    def __call__(self, frozen: train.Frozen, state: train.TrainState, pictures: int) -> Result:
+        """Restores and scores the samples; shows the first `pictures`."""
+        every = list(range(self._size))
+        results = []
+        for batch in self._batches:
+            inputs = {name: batch[name] for name in _READ if name in batch}
+            placed = distributed.place_rows(inputs, every, self._size, self._sharding)
+            if self._compiled is None:
+                self._compiled = distributed.compile_together(self._run, frozen, state, placed)
+            results.append(np.asarray(self._compiled(frozen, state, placed)))
+        restored = np.concatenate(results)[: self._count]
+        lq, hq = (
+            np.concatenate([batch[name] for batch in self._batches])[: self._count]
+            for name in ("lq", "hq")
+        )
+        rows = [side_by_side([lq[i], restored[i], hq[i]]) for i in range(min(pictures, len(hq)))]
+        metrics = {METRIC: mean_psnr(restored, hq), "input_psnr": mean_psnr(lq, hq)}
+        return Result(metrics, np.stack(rows) if rows else np.zeros((0, 1, 1, 3), np.uint8))
+
+    def _read(
+        self,
+        held_out: ShardIndex,
+        config: ml_collections.ConfigDict,
+        model_config: presets.CoTIRConfig,
+        stage: Stage,
+        text: text_lib.TextEncoders,
+    ) -> list[dict[str, np.ndarray]]:
+        """All samples, embedded; the last batch is filled up with samples of the beginning."""
+        once = Stage(0, -(-self._count // self._size), stage.patch_size, self._size)
+        batches = stage_batches(
+            held_out,
+            once,
+            seed=config.seed,
+            tokenizer=text.tokens.tokenizer,
+            pooled_tokenizer=text.pooled and text.pooled.tokenizer,
+            vague_schedule=((0, 0.0),),
+            num_threads=config.data.threads,
+        )
+        embedded = [embed_texts(batch, text) for batch in batches]
+        if model_config.guidance and not model_config.guidance_embed:
+            prompts = [""] * self._size
+            empty = np.asarray(text_lib.encode_prompts(text, prompts).embeddings)
+            embedded = [batch | {"empty": empty} for batch in embedded]
+        return embedded
+
+
+def embed_texts(
+    batch: Mapping[str, np.ndarray], text: text_lib.TextEncoders
+) -> dict[str, np.ndarray]:
+    """Replaces token ids by text embeddings; keeps what a training step reads."""
+    ids = np.concatenate([batch[f"{name}_ids"] for name in TEXTS])
+    masks = np.concatenate([batch[f"{name}_mask"] for name in TEXTS])
+    embeddings = np.split(text.tokens(ids, masks), len(TEXTS))
+    out = {name: part for name, part in zip(TEXTS, embeddings, strict=True)}
+    out |= {f"{name}_mask": batch[f"{name}_mask"] for name in TEXTS}
+    if text.pooled is not None:
+        out["pooled"] = text.pooled(batch["pooled_ids"], batch["pooled_mask"])
+    return out | {"lq": batch["lq"], "hq": batch["hq"], "group": batch["degradation"]}
+
+
+def mean_psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
+    """Mean over pictures of the PSNR over all RGB values, range 255."""
+    difference = pictures.astype(np.float64) - reference.astype(np.float64)
+    error = np.square(difference / 255).mean((1, 2, 3))
+    return float((10 * np.log10(1 / (error + 1e-8))).mean())
+
+
+def _restore(
+    frozen: train.Frozen, state: train.TrainState, batch: Mapping[str, jax.Array]
+) -> jax.Array:
+    return pipeline.restore_pictures(
+        nnx.merge(state.graphdef, train.restored_weights(state), frozen.transformer),
+        nnx.merge(state.autoencoder, frozen.autoencoder),
+        batch["lq"],
+        Text(batch["prompt"], batch.get("pooled")),
+        jax.random.key(0),
+        state.config.num_steps,
+        Text(batch["empty"]) if "empty" in batch else None,
+    )
