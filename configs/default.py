@@ -87,6 +87,10 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     train.b1 = 0.9
     train.b2 = 0.999
     train.clip_norm = 1.0
+    # Text embeddings: "ahead" encodes each text once and keeps it in host memory, for data whose
+    # texts come again; "in_step" encodes the batch's texts as part of the step, each device its
+    # own, for data where nearly every text is new.
+    train.text_encoders = "ahead"
     # Micro-batches per step: memory of a part, gradient of the whole.
     train.accumulate = 1
     # Decay of an average of the weights that validation and the result use; 0: none.

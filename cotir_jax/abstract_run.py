@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,16 +14,13 @@ from jax.sharding import Mesh
 
 from cotir_jax import partitioning, run_config, train
 from cotir_jax.models import pipeline, presets
-from cotir_jax.models.text.clip import CLIPConfig, CLIPText
-from cotir_jax.models.text.minilm import MiniLM, MiniLMConfig
-from cotir_jax.models.text.qwen3 import QWEN3_4B, QWEN3_8B, Qwen3
-from cotir_jax.models.text.t5 import T5Config, T5Encoder
+from cotir_jax.models.text import encoders
 from cotir_jax.models.transformer import make_transformer
-from cotir_jax.text import POOLED_TOKENS
+from cotir_jax.text import POOLED_TOKENS, TEXTS, TextEncoders, encoder_weights
+from cotir_jax.text_encoder import TextEncoder
 
 # Several degradations, so that a multiplier for each has its real shape.
 _DEGRADATIONS = 18
-_TEXTS = ("prompt", "scene", "degradation", "plan")
 
 
 def abstract_step(
@@ -32,8 +29,12 @@ def abstract_step(
     mesh: Mesh,
     batch_size: int,
     patch_size: int,
+    text: TextEncoders | None = None,
 ) -> tuple[train.Frozen, train.TrainState, dict[str, jax.ShapeDtypeStruct]]:
-    """Arguments of `train.train_step` as shapes with shardings, as a run builds them."""
+    """Arguments of the training step as shapes with shardings, as a run builds them.
+
+    With `text` they are those of the step that encodes texts itself (`text.in_step`).
+    """
     settings = run_config.train_settings(config, _DEGRADATIONS)
 
     def fresh() -> tuple[train.Frozen, train.TrainState]:
@@ -50,30 +51,45 @@ def abstract_step(
 
     tokens = model_config.text_tokens
     batch = {name: rows((patch_size, patch_size, 3), jnp.uint8) for name in ("lq", "hq")}
-    batch |= {name: rows((tokens, model_config.text_channels), jnp.bfloat16) for name in _TEXTS}
-    batch |= {f"{name}_mask": rows((tokens,), jnp.bool_) for name in _TEXTS}
+    batch |= {f"{name}_mask": rows((tokens,), jnp.bool_) for name in TEXTS}
     batch["group"] = rows((), jnp.int32)
+    if text is not None:
+        batch |= {f"{name}_ids": rows((tokens,), jnp.int32) for name in TEXTS}
+        if text.pooled is not None:
+            batch["pooled_ids"] = rows((POOLED_TOKENS,), jnp.int32)
+            batch["pooled_mask"] = rows((POOLED_TOKENS,), jnp.bool_)
+        return frozen._replace(text=encoder_weights(text, mesh)), state, batch
+    width = model_config.text_channels
+    batch |= {name: rows((tokens, width), jnp.bfloat16) for name in TEXTS}
     if model_config.pooled_channels:
         batch["pooled"] = rows((model_config.pooled_channels,), jnp.bfloat16)
     return frozen, state, batch
 
 
-def text_encoders(config: presets.CoTIRConfig) -> Iterator[tuple[str, Any, int]]:
-    """Kind, maker and tokens of the encoders that the published model has."""
-    if config.text_encoder == "minilm":
-        yield "minilm", lambda: MiniLM(MiniLMConfig(), rngs=nnx.Rngs(0)), config.text_tokens
-    elif config.text_encoder == "qwen3":
-        sizes = {encoder.width: encoder for encoder in (QWEN3_4B, QWEN3_8B)}
-        if config.text_channels not in sizes:
-            raise ValueError(
-                f"text_channels {config.text_channels}: no Qwen3 of this width is known, "
-                f"expected {sorted(sizes)}"
-            )
-        chosen = sizes[config.text_channels]
-        yield "qwen3", lambda: Qwen3(chosen, rngs=nnx.Rngs(0)), config.text_tokens
-    else:
-        yield "t5", lambda: T5Encoder(T5Config(), rngs=nnx.Rngs(0)), config.text_tokens
-        yield "clip", lambda: CLIPText(CLIPConfig(), rngs=nnx.Rngs(0)), POOLED_TOKENS
+def abstract_text(
+    config: presets.CoTIRConfig, mesh: Mesh, rules: partitioning.Rules, in_step: bool
+) -> TextEncoders:
+    """The model's text encoders at their published sizes, with shapes instead of weights.
+
+    MiniLM is whole on every device where it is part of the step, and on one device otherwise.
+    """
+
+    def make(kind: str, sizes: encoders.EncoderConfig, tokens: int) -> TextEncoder:
+        module = lambda: nnx.split(encoders.make_encoder(sizes, rngs=nnx.Rngs(0)))  # noqa: E731
+        graph, weights = jax.eval_shape(module)
+        alone = kind == "minilm" and not in_step
+        where = Mesh([mesh.devices.flat[0]], ("device",)) if alone else mesh
+        weights = placed(weights, where, () if kind == "minilm" else rules)
+        tokenizer: Any = SimpleNamespace(tokens=tokens, vocab_size=0, source=kind)
+        return TextEncoder(
+            nnx.merge(graph, weights), tokenizer, mesh=where, uses_mask=kind in ("qwen3", "minilm")
+        )
+
+    tokens, pooled = encoders.encoder_configs(config)
+    return TextEncoders(
+        make(config.text_encoder, tokens, config.text_tokens),
+        pooled and make("clip", pooled, POOLED_TOKENS),
+    )
 
 
 def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -11,26 +11,18 @@ import math
 import os
 import re
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import jax
 import ml_collections
-from flax import nnx
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from cotir_jax import (
-    abstract_run,
-    compiled_program,
-    flops,
-    partitioning,
-    run_config,
-    train,
-)
+from cotir_jax import abstract_run, compiled_program, flops, partitioning, run_config, train
+from cotir_jax import text as text_lib
 from cotir_jax.data.batches import Stage
 from cotir_jax.models import presets
-from cotir_jax.text_encoder import TextEncoder
+from cotir_jax.text import TextEncoders
 
 _log = logging.getLogger(__name__)
 
@@ -73,13 +65,15 @@ def report(
     stages = run_config.make_stages(config)
     if stage is not None and not 1 <= stage <= len(stages):
         raise ValueError(f"--stage={stage}: this run has stages 1 to {len(stages)}")
-    check_stages(config, stages, model_config, mesh)
+    run_config.check_step(config, model_config, mesh)
     shape = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     _log.info("%s on %d devices of %s: mesh %s", model_config.name, len(devices), topology, shape)
-    text = text_programs(model_config, mesh, config.sharding_rules)
+    in_step = config.train.text_encoders == "in_step"
+    text = abstract_run.abstract_text(model_config, mesh, config.sharding_rules, in_step)
+    ahead = {"weights": 0, "temporaries": 0, "programs": {}} if in_step else text_programs(text)
     chosen = [(number, each) for number, each in enumerate(stages, 1) if stage in (None, number)]
     results = [
-        stage_report(config, model_config, mesh, number, each, text, limit)
+        stage_report(config, model_config, mesh, number, each, text, ahead, limit)
         for number, each in chosen
     ]
     worst = max(results, key=lambda result: result["bytes_per_device"]["total"])
@@ -95,7 +89,8 @@ def report(
         "bytes_per_device": worst["bytes_per_device"],
         "flops": worst["flops"],
         "collective_bytes": worst["collective_bytes"],
-        "text_encoders": text,
+        "text_encoders": config.train.text_encoders,
+        "text_programs": ahead,
         "stages": results,
         "fits": all(result["fits"] for result in results),
     }
@@ -136,44 +131,26 @@ def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
         ) from None
 
 
-def check_stages(
-    config: ml_collections.ConfigDict,
-    stages: list[Stage],
-    model_config: presets.CoTIRConfig,
-    mesh: Mesh,
-) -> None:
-    """Raises `ValueError` for pictures or batches that the model or the mesh cannot take."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
-    for stage in stages:
-        if stage.patch_size % model_config.patch:
-            raise ValueError(
-                f"config.train.stages: patch size {stage.patch_size} is not a multiple of "
-                f"{model_config.name}'s {model_config.patch} pixels"
-            )
-        if stage.batch_size % parts:
-            raise ValueError(
-                f"config.train.stages: batch size {stage.batch_size} does not divide over data x "
-                f"fsdp x accumulate = {parts}"
-            )
-
-
 def stage_report(
     config: ml_collections.ConfigDict,
     model_config: presets.CoTIRConfig,
     mesh: Mesh,
     number: int,
     stage: Stage,
-    text: dict[str, Any],
+    text: TextEncoders,
+    ahead: dict[str, Any],
     limit: int,
 ) -> dict[str, Any]:
     """Compiles the step of one stage; the report of that stage."""
     batch_size, patch_size = stage.batch_size, stage.patch_size
     name = f"stage {number}: {patch_size} x {patch_size} pixels, batch {batch_size}"
+    in_step = config.train.text_encoders == "in_step"
     frozen, state, batch = abstract_run.abstract_step(
-        config, model_config, mesh, batch_size, patch_size
+        config, model_config, mesh, batch_size, patch_size, text if in_step else None
     )
     placement = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = jax.jit(train.train_step, donate_argnums=1, out_shardings=(placement, None))
+    step_fn = text_lib.in_step(train.train_step, text) if in_step else train.train_step
+    step = jax.jit(step_fn, donate_argnums=1, out_shardings=(placement, None))
     with jax.set_mesh(mesh):
         lowered = step.lower(frozen, state, batch)
     result: dict[str, Any] = {
@@ -192,22 +169,25 @@ def stage_report(
         result["xla_flops_per_device"] = (compiled.cost_analysis() or {}).get("flops")
     # The next batch is sent while this one is worked on.
     waiting = sum(map(abstract_run.device_bytes, batch.values()))
-    running = used.total + waiting + text["weights"]
-    encoding = arguments + waiting + text["weights"] + text["temporaries"]
+    running = used.total + waiting + ahead["weights"]
+    encoding = arguments + waiting + ahead["weights"] + ahead["temporaries"]
     total = max(running, encoding)
     parts = flops.training_step(
-        model_config, batch_size, patch_size, trainable=config.train.trainable
-    )
+        model_config, batch_size, patch_size, trainable=config.train.trainable,
+        text_encoders=in_step,
+    )  # fmt: skip
     result |= {
         "compile_seconds": round(seconds, 1),
         "bytes_per_device": {
-            **used._asdict(), "next_batch": waiting, "text_encoders": text["weights"],
+            **used._asdict(), "next_batch": waiting, "text_encoders": ahead["weights"],
             "total": total,
         },
-        "frozen_bytes": abstract_run.sum_bytes(frozen),
+        "frozen_bytes": abstract_run.sum_bytes(frozen[:2]),
+        "text_encoder_bytes": abstract_run.sum_bytes(frozen.text) or ahead["weights"],
         "trainable_bytes": abstract_run.sum_bytes(state.trainable),
         "optimizer_bytes": abstract_run.sum_bytes(state.opt_state),
         "flops": flops.total(parts),
+        "text_flops": flops.encoding(model_config, batch_size),
         "flops_by_part": {part: work.total for part, work in parts.items()},
         "collective_bytes": {kind: each.bytes for kind, each in moved.items()},
         "collective_count": {kind: each.times for kind, each in moved.items()},
@@ -215,11 +195,10 @@ def stage_report(
         "fits": not isinstance(compiled, int) and total <= limit,
     }  # fmt: skip
     _log.info(
-        "%s: %.2f of %.2f GiB per device (arguments %.2f, temporaries %.2f, text encoders %.2f), "
-        "%.1f TFLOP, compiled in %.0f s%s",
+        "%s: %.2f of %.2f GiB per device (arguments %.2f, temporaries %.2f), %.1f TFLOP, compiled "
+        "in %.0f s%s",
         name, total / GIB, limit / GIB, used.arguments / GIB, used.temporaries / GIB,
-        text["weights"] / GIB, result["flops"] / 1e12, seconds,
-        "" if result["fits"] else ", does NOT fit",
+        result["flops"] / 1e12, seconds, "" if result["fits"] else ", does NOT fit",
     )  # fmt: skip
     for warning in result["warnings"]:
         _log.warning("%s: %s", name, warning)
@@ -229,40 +208,33 @@ def stage_report(
     return result
 
 
-def text_programs(
-    config: presets.CoTIRConfig, mesh: Mesh, rules: partitioning.Rules
-) -> dict[str, Any]:
-    """Compiles the text encoders' programs, which run ahead of the step on the same devices.
+def text_programs(text: TextEncoders) -> dict[str, Any]:
+    """Compiles the text encoders' programs that run ahead of the step on the same devices.
 
     Returns:
       per device: `weights`, `temporaries` (the larger program's, with its result), and `programs`.
     """
     programs: dict[str, Any] = {}
-    for kind, module, tokens in abstract_run.text_encoders(config):
-        graph, weights = jax.eval_shape(lambda make=module: nnx.split(make()))
-        alone = kind == "minilm"  # on one device of each process
-        where = Mesh([mesh.devices.flat[0]], ("device",)) if alone else mesh
-        weights = abstract_run.placed(weights, where, () if alone else rules)
-        tokenizer: Any = SimpleNamespace(tokens=tokens, vocab_size=0, source=kind)
-        encoder = TextEncoder(
-            nnx.merge(graph, weights), tokenizer, mesh=where, uses_mask=kind in ("qwen3", "minilm")
-        )
+    for name, encoder in text._asdict().items():
+        if encoder is None:
+            continue
         compiled, seconds, complaints = compiled_program.compile_program(
-            encoder.lower(), f"text encoder {kind}"
+            encoder.lower(), f"text encoder {name}"
         )
+        weights = abstract_run.sum_bytes(encoder.weights(encoder.mesh))
         if isinstance(compiled, int):
-            used = compiled_program.Memory(abstract_run.sum_bytes(weights), 0, compiled, 0)
+            used = compiled_program.Memory(weights, 0, compiled, 0)
         else:
             used = compiled_program.memory(compiled)
-        programs[kind] = {
-            "weights": abstract_run.sum_bytes(weights),
+        programs[name] = {
+            "weights": weights,
             "temporaries": used.temporaries + used.outputs + used.code,
             "compile_seconds": round(seconds, 1),
             "warnings": complaints,
         }
         _log.info(
-            "text encoder %s: weights %.2f GiB per device, temporaries %.2f, compiled in %.0f s",
-            kind, abstract_run.sum_bytes(weights) / GIB, used.temporaries / GIB, seconds,
+            "text encoder of %s: weights %.2f GiB per device, temporaries %.2f, compiled in %.0f s",
+            name, weights / GIB, used.temporaries / GIB, seconds,
         )  # fmt: skip
     return {
         "weights": sum(each["weights"] for each in programs.values()),

@@ -154,7 +154,7 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
         if header:
             lines = computations[header[2]] = []
             entry = header[2] if header[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a Pallas kernel's attributes hold line ends, and braces after them
             lines = None
         elif lines is not None:
             lines.append(line)
@@ -162,14 +162,62 @@ def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trip_count(computations: Mapping[str, list[str]], line: str) -> int:
+    """How often a loop runs: up to the constant of its condition, by the step of its body."""
     known = re.search(r'known_trip_count[":{]+n[":]+(\d+)', line)
     if known:
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", line)
-    lines = computations.get(condition[1], []) if condition else []
-    constants = dict(re.findall(r"%?([\w.\-]+) = \S+ constant\((\d+)\)", "\n".join(lines)))
-    compared = re.findall(r"%([\w.\-]+)", next((x for x in lines if "ROOT" in x), ""))
-    return next((int(constants[name]) for name in compared if name in constants), 1)
+    condition, body = (
+        _definitions(computations.get(found[1], []))
+        for found in re.finditer(r"(?:condition|body)=%?([\w.\-]+)", line)
+    )
+    for kind, operands in condition.values():
+        limits = [
+            int(condition[name][1][0]) for name in operands if _is(condition, name, "constant")
+        ]
+        if kind == "compare" and limits:
+            counters = [name for name in operands if _is(condition, name, "get-tuple-element")]
+            step = _step(body, condition[counters[0]][1][1]) if counters else 1
+            return -(-limits[0] // (step or 1))
+    return 1
+
+
+def _definitions(lines: list[str]) -> dict[str, tuple[str, list[str]]]:
+    """By name: an instruction's kind and operands, with a constant's value or an element's index.
+
+    Under "" stands the root.
+    """
+    found = {}
+    for line in lines:
+        match = _INSTRUCTION.match(line)
+        if match is None:
+            continue
+        inside = line[match.end() :].split(")", 1)
+        operands = re.findall(r"%([\w.\-]+)", inside[0])
+        if match[3] == "constant":
+            operands = re.findall(r"^\d+", inside[0]) or ["0"]
+        elif match[3] == "get-tuple-element":
+            operands += re.findall(r"index=(\d+)", inside[1])
+        found[match[1]] = (match[3], operands)
+        if line.lstrip().startswith("ROOT"):
+            found[""] = found[match[1]]
+    return found
+
+
+def _is(definitions: Mapping[str, tuple[str, list[str]]], name: str, kind: str) -> bool:
+    return definitions.get(name, ("", []))[0] == kind
+
+
+def _step(body: Mapping[str, tuple[str, list[str]]], index: str) -> int:
+    """What a loop's body adds to its counter, an element of what it carries; 1 if not plain."""
+
+    def added(name: str) -> int:
+        kind, operands = body.get(name, ("", []))
+        if kind == "add":
+            return sum(added(operand) for operand in operands)
+        return int(operands[0]) if kind == "constant" else 0
+
+    kind, carried = body.get("", ("", []))
+    return added(carried[int(index)]) if kind == "tuple" else 1
 
 
 def _group_size(line: str) -> int:

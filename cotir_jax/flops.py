@@ -11,6 +11,10 @@ from typing import NamedTuple
 
 from cotir_jax.models.autoencoder import AUTOENCODERS
 from cotir_jax.models.presets import CoTIRConfig
+from cotir_jax.models.text import encoders
+
+# Prompt and thoughts of a sample.
+_TEXTS = 4
 
 
 class Work(NamedTuple):
@@ -31,10 +35,11 @@ def training_step(
     *,
     trainable: str = "lora_and_adapter",
     all_adapter_rows: bool = False,
+    text_encoders: bool = False,
 ) -> dict[str, Work]:
     """FLOPs of a training step by part, of all devices together.
 
-    Model FLOPs: what `remat` computes again is left out. Text encoders run ahead of the step.
+    Model FLOPs: what `remat` computes again is left out.
 
     Args:
       config: the model's sizes.
@@ -43,10 +48,11 @@ def training_step(
       trainable: as in `TrainSettings`.
       all_adapter_rows: count the adapter as the release computes it: queries, MLP and output
         projection of the image rows too, which nothing reads (SPEC section 3).
+      text_encoders: count them too; they are part of the step or run ahead of it.
 
     Returns:
-      `embed` (input layers and modulations), `double`, `adapter`, `single`, `final`, and
-      `autoencoder`.
+      `embed` (input layers and modulations), `double`, `adapter`, `single`, `final`,
+      `autoencoder` and, if asked for, `text`.
     """
     everything = trainable == "all"
     hidden, text = config.hidden_size, config.text_tokens
@@ -115,7 +121,22 @@ def training_step(
         "final": final,
         "autoencoder": Work(2 * _encoder(config, patch_size), 0),
     }
-    return {name: _times(work, 2 * batch) for name, work in parts.items()}
+    counted = {name: _times(work, 2 * batch) for name, work in parts.items()}
+    if text_encoders:
+        counted["text"] = Work(encoding(config, batch), 0)
+    return counted
+
+
+def encoding(config: CoTIRConfig, batch: int) -> float:
+    """FLOPs of encoding prompt and thoughts of `batch` samples, at the encoders' published sizes.
+
+    All `text_tokens` positions count: padding is encoded too, as the model reads it.
+    """
+    tokens, pooled = encoders.encoder_configs(config)
+    one = _TEXTS * encoders.text_flops(tokens, config.text_tokens)
+    if pooled is not None:
+        one += encoders.text_flops(pooled, pooled.max_tokens)
+    return batch * one
 
 
 def total(parts: dict[str, Work]) -> float:

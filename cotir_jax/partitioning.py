@@ -7,11 +7,12 @@ Parameters carry logical axis names (`out_sharding` metadata); the rules map tho
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -83,9 +84,9 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     """Shardings for a pytree of (abstract) variables and arrays, in the tree's own structure.
 
     Variables follow their logical axes where a rule names a mesh axis that divides them evenly.
-    Large ones that are not split over `fsdp` then, as LoRA's B, are split along their first free
-    axis that divides, `layers` excepted, so that no device holds them and their optimizer states
-    whole. Everything else is replicated.
+    Large ones that are not split over `fsdp` then, as LoRA's B and the autoencoder's kernels, are
+    split along the first free one of their last two axes that divides, so that no device holds them
+    and their optimizer states whole. Everything else is replicated.
 
     Args:
       tree: pytree with `nnx.Variable` or array leaves, real or abstract.
@@ -100,10 +101,10 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     spread = any(axis == "fsdp" for _, axis in rules)
     placed = []
     for spec, leaf in zip(flat_specs, leaves, strict=True):
-        # Without logical axes (the autoencoder, scalars) an array stays whole.
-        named = len(spec) == len(leaf.shape)
+        # The autoencoder's have no logical axes.
+        spec = PartitionSpec(*spec, *[None] * (len(leaf.shape) - len(spec)))
         spec = _divisible(spec, leaf.shape, mesh)
-        if spread and named and leaf.dtype.itemsize * math.prod(leaf.shape) >= LARGE:
+        if spread and leaf.dtype.itemsize * math.prod(leaf.shape) >= LARGE:
             spec = _spread(spec, leaf.shape, mesh)
         placed.append(NamedSharding(mesh, spec))
     return jax.tree.unflatten(structure, placed)
@@ -159,6 +160,31 @@ def keep_batch_split(tree: Any) -> Any:
         return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
 
     return jax.tree.map(keep, tree)
+
+
+def in_rounds(function: Callable[[Any], jax.Array], tree: Any, most: int) -> jax.Array:
+    """Applies a function to several batches, a few rows of each device at a time.
+
+    One loop, so that the function is compiled once and its activations are those of one round.
+
+    Args:
+      function: maps arrays `[rows, ...]` to one `[rows, ...]`, row by row.
+      tree: pytree of arrays `[kinds, batch, ...]`, split over devices along `batch`.
+      most: rows of a device in one round.
+
+    Returns:
+      `[kinds, batch, ...]`.
+    """
+    kinds, batch = jax.tree.leaves(tree)[0].shape[:2]
+    parts = math.gcd(batch, batch_parts())
+    own = batch // parts
+    each = parts * max(count for count in range(1, min(most, own) + 1) if own % count == 0)
+    # Rows of one device stay on it: `each` is the outer axis.
+    rounds = jax.tree.map(
+        lambda x: rearrange(x, "k (each rounds) ... -> (k rounds) each ...", each=each), tree
+    )
+    out = jax.lax.map(lambda part: function(keep_batch_split(part)), rounds)
+    return rearrange(out, "(k rounds) each ... -> k (each rounds) ...", k=kinds)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ml_collections
+from jax.sharding import Mesh
 
 from cotir_jax import distributed, partitioning, train
 from cotir_jax.checkpoints import model_folder
@@ -70,18 +71,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     """
     model_config = presets.preset(config.model.name, config.model.overrides)
     mesh = partitioning.make_mesh(dict(config.mesh))
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    check_step(config, model_config, mesh)
     for stage in make_stages(config):
-        if stage.patch_size % model_config.patch:
-            raise ValueError(
-                f"config.train.stages: patch size {stage.patch_size} is not a multiple of "
-                f"{model_config.name}'s {model_config.patch} pixels"
-            )
-        if stage.batch_size % parts:
-            raise ValueError(
-                f"config.train.stages: batch size {stage.batch_size} does not divide over data x "
-                f"fsdp x accumulate = {parts}"
-            )
         if not config.data.dir and stage.patch_size > config.bench.size:
             raise ValueError(
                 f"config.train.stages: patch size {stage.patch_size} is larger than "
@@ -95,6 +86,29 @@ def check_config(config: ml_collections.ConfigDict) -> None:
             f"config.init={config.init!r}: {model_config.name} trains from its published weights; "
             "give the folder that cotir convert wrote"
         )
+
+
+def check_step(
+    config: ml_collections.ConfigDict, model_config: presets.CoTIRConfig, mesh: Mesh
+) -> None:
+    """Raises `ValueError` for pictures or batches that the model or the mesh cannot take."""
+    if config.train.text_encoders not in ("ahead", "in_step"):
+        raise ValueError(
+            f"config.train.text_encoders={config.train.text_encoders!r}: accepted are 'ahead' and "
+            "'in_step'"
+        )
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    for stage in make_stages(config):
+        if stage.patch_size % model_config.patch:
+            raise ValueError(
+                f"config.train.stages: patch size {stage.patch_size} is not a multiple of "
+                f"{model_config.name}'s {model_config.patch} pixels"
+            )
+        if stage.batch_size % parts:
+            raise ValueError(
+                f"config.train.stages: batch size {stage.batch_size} does not divide over data x "
+                f"fsdp x accumulate = {parts}"
+            )
 
 
 def init_folder(config: ml_collections.ConfigDict) -> Path | None:

@@ -1,7 +1,9 @@
-"""Text embeddings ahead of the training step, each text encoded once.
+"""Text embeddings: ahead of the training step, each text encoded once, or as part of it.
 
-The encoder is frozen and the same few thousand prompts and thoughts come back again and again, so
-they are embedded outside the training step and kept in host memory.
+The encoder is frozen. Where the same few thousand prompts and thoughts come back again and again,
+they are embedded outside the training step and kept in host memory. Where nearly every text is new,
+as in the published benchmark, that would gather the encoder's weights for each of them; then the
+step encodes the batch's texts, every device its own.
 """
 
 from __future__ import annotations
@@ -18,12 +20,15 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from cotir_jax import partitioning
 from cotir_jax.data.tokenizers import TextTokenizer
 from cotir_jax.models.text.minilm import PACKAGED_FOLDER, load_minilm
 
 # Bounds of one call of the program, whose result lies whole on every device.
 _TEXTS_PER_CALL = 32
 _BYTES_PER_CALL = 2**28
+# Texts that one device encodes at a time within a training step: 16 of Qwen3-4B take 0.5 GB.
+_TEXTS_PER_ROUND = 16
 
 
 class TextEncoder:
@@ -42,6 +47,7 @@ class TextEncoder:
       tokenizer: of this encoder.
       tokens: length that every text is padded or cut to.
       width: channels of an embedding.
+      mesh: devices that the weights lie on.
     """
 
     def __init__(
@@ -79,11 +85,11 @@ class TextEncoder:
         self.tokenizer, self.tokens = tokenizer, tokenizer.tokens
         graph, weights = nnx.split(module)
         # The caller's mesh, were it left in force, would copy everything to all its devices.
-        self._mesh = mesh or Mesh(np.array(jax.local_devices()[:1]), ("device",))
-        self._everywhere = NamedSharding(self._mesh, PartitionSpec())
+        self.mesh = mesh or Mesh(np.array(jax.local_devices()[:1]), ("device",))
+        self._everywhere = NamedSharding(self.mesh, PartitionSpec())
         self._weights = jax.device_put(weights, self._everywhere) if mesh is None else weights
         self._shared = any(
-            device.process_index != jax.process_index() for device in self._mesh.devices.flat
+            device.process_index != jax.process_index() for device in self.mesh.devices.flat
         )
 
         def embed(weights: nnx.State, ids: jax.Array, mask: jax.Array) -> jax.Array:
@@ -91,8 +97,9 @@ class TextEncoder:
             return (model(ids, mask) if uses_mask else model(ids)).astype(jnp.bfloat16)
 
         one = [jax.ShapeDtypeStruct((1, self.tokens), dtype) for dtype in (jnp.int32, bool)]
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self.mesh):
             shape = jax.eval_shape(embed, self._weights, *one).shape[1:]
+        self._embed = embed
         self._shape, self.width = shape, shape[-1]
         embedding_bytes = 2 * math.prod(shape)
         self._texts_per_call = max(1, min(_TEXTS_PER_CALL, _BYTES_PER_CALL // embedding_bytes))
@@ -117,6 +124,31 @@ class TextEncoder:
             module = load_minilm()
         return cls(module, tokenizer, cache_gb=cache_gb)
 
+    def weights(self, mesh: Mesh) -> nnx.State:
+        """The module's, for `embed`: where they are, or whole on every device of another mesh."""
+        if mesh == self.mesh:
+            return self._weights
+        everywhere = NamedSharding(mesh, PartitionSpec())
+        return jax.device_put(jax.device_get(self._weights), everywhere)
+
+    def embed(self, weights: nnx.State, ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """Embeddings as part of another program, of batches that the mesh in force splits.
+
+        Every device encodes the texts of its own rows, a few at a time, with weights gathered
+        layer by layer; so unlike a call's, the last bits depend on the program around.
+
+        Args:
+          weights: from `weights`, for the mesh in force.
+          ids: token ids `[kinds, batch, tokens]`, int32.
+          mask: True at text, same shape, bool.
+
+        Returns:
+          `[kinds, batch, tokens, width]`, or `[kinds, batch, width]`; bfloat16.
+        """
+        return partitioning.in_rounds(
+            lambda part: self._embed(weights, *part), (ids, mask), _TEXTS_PER_ROUND
+        )
+
     def lower(self) -> jax.stages.Lowered:
         """The encoding program, lowered: with abstract weights too, so compile mode can ask it."""
         shape = (self._texts_per_call, self.tokens)
@@ -124,7 +156,7 @@ class TextEncoder:
             jax.ShapeDtypeStruct(size, dtype, sharding=self._everywhere)
             for size, dtype in ((shape, jnp.int32), (shape, bool), ((), jnp.int32))
         ]
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self.mesh):
             return self._encode.lower(self._weights, *inputs)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -178,7 +210,7 @@ class TextEncoder:
         count = len(ids)
         filler = ((0, self._texts_per_call - count), (0, 0))
         inputs = (np.pad(ids, filler), np.pad(mask, filler), np.int32(count))
-        with jax.set_mesh(self._mesh):
+        with jax.set_mesh(self.mesh):
             # Explicit transfers: the training loop may forbid implicit ones.
             result = self._encode(self._weights, *jax.device_put(inputs, self._everywhere))
             return jax.device_get(result)[:count]

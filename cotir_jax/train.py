@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax
@@ -71,10 +70,12 @@ class Frozen(NamedTuple):
     Attributes:
       transformer: those of the transformer that do not train.
       autoencoder: all of the autoencoder's.
+      text: the text encoders', where they are part of the step (`text.in_step`).
     """
 
     transformer: nnx.State
     autoencoder: nnx.State
+    text: Any = ()
 
 
 @flax.struct.dataclass
@@ -220,7 +221,14 @@ def draw_inputs(
     """Latents, noise and timesteps of this step, a function of (run key, step, batch)."""
     settings = state.settings
     autoencoder = nnx.merge(state.autoencoder, frozen.autoencoder)
-    latents, condition = _encode(autoencoder, batch["hq"], batch["lq"])
+    # One copy of the encoder compiles in half the time of two; and at full resolution its
+    # activations are larger than the transformer's, so a device takes few pictures at a time.
+    pictures = jnp.stack([batch["hq"], batch["lq"]])
+    latents, condition = partitioning.in_rounds(
+        lambda part: autoencoder.encode(to_unit_range(part)),
+        pictures,
+        max(1, PIXELS_PER_ENCODING // (pictures.shape[2] * pictures.shape[3])),
+    )
     key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
     noise_key, time_key, full_key = jax.random.split(key, 3)
     size = latents.shape[:1]
@@ -233,25 +241,6 @@ def draw_inputs(
         "noise": jax.random.normal(noise_key, latents.shape, jnp.float32),
         "timestep": jnp.where(full, 1.0, jax.nn.sigmoid(logits)),
     }
-
-
-def _encode(
-    autoencoder: Autoencoder | PatchAutoencoder, *pictures: jax.Array
-) -> Sequence[jax.Array]:
-    """Latents of several batches of pictures, one after the other in one loop.
-
-    One copy of the encoder compiles in half the time of two; and at full resolution its activations
-    are larger than the transformer's, so every device takes few pictures at a time.
-    """
-    together = jnp.stack(pictures)
-    kinds, batch, height, width, _ = together.shape
-    parts = math.gcd(batch, partitioning.batch_parts())
-    most = max(1, PIXELS_PER_ENCODING // (height * width))
-    own = batch // parts
-    each = parts * max(count for count in range(1, most + 1) if own % count == 0)
-    rounds = rearrange(together, "k (each rounds) h w c -> (k rounds) each h w c", each=each)
-    latents = jax.lax.map(lambda part: autoencoder.encode(to_unit_range(part)), rounds)
-    return rearrange(latents, "(k rounds) each h w c -> k (each rounds) h w c", k=kinds)
 
 
 def _gradients(frozen: Frozen, state: TrainState, inputs: Mapping[str, jax.Array]):

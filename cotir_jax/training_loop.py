@@ -30,7 +30,7 @@ from cotir_jax.models import pipeline, presets
 from cotir_jax.models.transformer import make_transformer
 from cotir_jax.pictures import save_picture
 from cotir_jax.throughput import Profile, Throughput
-from cotir_jax.validation import Validation, embed_texts
+from cotir_jax.validation import Validation
 
 _log = logging.getLogger(__name__)
 
@@ -134,7 +134,11 @@ class Loop:
     ) -> tuple[train.TrainState, dict]:
         """Runs all steps that are left; returns the final state and metrics."""
         scalars = partitioning.replicated(self.mesh)
-        step_fn = jax.jit(train.train_step, donate_argnums=1, out_shardings=(placement, scalars))
+        step_fn: Any = train.train_step
+        if self.config.train.text_encoders == "in_step":
+            step_fn = text_lib.in_step(step_fn, self.text)
+            frozen = frozen._replace(text=text_lib.encoder_weights(self.text, self.mesh))
+        step_fn = jax.jit(step_fn, donate_argnums=1, out_shardings=(placement, scalars))
         self.corrupt = CorruptCounter(**self.samples)
         result: dict[str, float] = {}
         step, first_sample = int(state.step), 0
@@ -217,8 +221,12 @@ class Loop:
         with contextlib.closing(iterator):
             for batch in iterator:
                 self.corrupt.add(batch["corrupt"])
-                embedded = embed_texts(batch, self.text)
-                yield distributed.place_rows(embedded, rows, stage.batch_size, self.sharding)
+                inputs = (
+                    text_lib.token_ids(batch)
+                    if self.config.train.text_encoders == "in_step"
+                    else text_lib.embed_ahead(batch, self.text)
+                )
+                yield distributed.place_rows(inputs, rows, stage.batch_size, self.sharding)
 
     def _compile(
         self,
@@ -250,7 +258,11 @@ class Loop:
         self.averages = new if self.averages is None else self.averages.merge(new)
         self.speed.ended()
         size = stage.batch_size, stage.patch_size
-        parts = flops.training_step(self.model, *size, trainable=self.config.train.trainable)
+        settings = self.config.train
+        parts = flops.training_step(
+            self.model, *size, trainable=settings.trainable,
+            text_encoders=settings.text_encoders == "in_step",
+        )  # fmt: skip
         speed = self.speed.report(stage.batch_size, flops.total(parts))
         self.progress.set_postfix_str(
             f"loss {values['loss']:.4f}, {speed['samples_per_second']:.1f} samples/s", refresh=False

@@ -20,7 +20,6 @@ from cotir_jax.models import pipeline, presets
 from cotir_jax.models.transformer import Text
 from cotir_jax.pictures import side_by_side
 
-TEXTS = ("prompt", "scene", "degradation", "plan")
 _READ = ("lq", "prompt", "pooled", "empty")
 
 
@@ -106,26 +105,12 @@ class Validation:
             vague_schedule=((0, 0.0),),
             num_threads=config.data.threads,
         )
-        embedded = [embed_texts(batch, text) for batch in batches]
+        embedded = [text_lib.embed_ahead(batch, text) for batch in batches]
         if model_config.guidance and not model_config.guidance_embed:
             prompts = [""] * self._size
             empty = np.asarray(text_lib.encode_prompts(text, prompts).embeddings)
             embedded = [batch | {"empty": empty} for batch in embedded]
         return embedded
-
-
-def embed_texts(
-    batch: Mapping[str, np.ndarray], text: text_lib.TextEncoders
-) -> dict[str, np.ndarray]:
-    """Replaces token ids by text embeddings; keeps what a training step reads."""
-    ids = np.concatenate([batch[f"{name}_ids"] for name in TEXTS])
-    masks = np.concatenate([batch[f"{name}_mask"] for name in TEXTS])
-    embeddings = np.split(text.tokens(ids, masks), len(TEXTS))
-    out = {name: part for name, part in zip(TEXTS, embeddings, strict=True)}
-    out |= {f"{name}_mask": batch[f"{name}_mask"] for name in TEXTS}
-    if text.pooled is not None:
-        out["pooled"] = text.pooled(batch["pooled_ids"], batch["pooled_mask"])
-    return out | {"lq": batch["lq"], "hq": batch["hq"], "group": batch["degradation"]}
 
 
 def mean_psnr(pictures: np.ndarray, reference: np.ndarray) -> float:

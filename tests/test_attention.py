@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from cotir_jax import partitioning
+from cotir_jax.models import tpu_attention
 from cotir_jax.models.attention import attention
 from cotir_jax.models.layers import REMAT_POLICIES
 
@@ -125,12 +126,68 @@ def test_the_backward_pass_keeps_no_logits(remat):
     assert program.memory_analysis().temp_size_in_bytes < logits_bytes / 4
 
 
+SPLASH_SHAPES = {  # batch, query tokens, tokens, heads, head_dim
+    "whole blocks": (1, 256, 256, 2, 64),
+    "text rows": (2, 128, 384, 2, 128),
+    "padding as a segment of its own": (1, 200, 300, 2, 64),
+    "padded queries alone": (1, 77, 256, 1, 128),
+}
+
+
+@jax.jit
+def _splash_with_gradients(arrays, out_gradient):
+    def interpreted(query, key, value):
+        out = tpu_attention.splash_attention(query, key, value, interpret=True)
+        return out.reshape(*out.shape[:2], -1)
+
+    out, pullback = jax.vjp(interpreted, *arrays)
+    return [out, *pullback(out_gradient)]
+
+
+@pytest.mark.parametrize("shape", SPLASH_SHAPES.values(), ids=SPLASH_SHAPES)
+def test_the_tpu_kernel_interpreted(shape):
+    arrays, out_gradient = _arrays(*shape)
+    _assert_close(
+        _splash_with_gradients(arrays, out_gradient), _reference(arrays, out_gradient), 3e-6
+    )
+
+
+def test_the_tpu_kernel_on_eight_devices():
+    """Each device works on its own batch and heads; the others' never reach it."""
+    arrays, out_gradient = _arrays(4, 128, 200, 4, 64)
+    mesh = partitioning.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    spec = PartitionSpec(("data", "fsdp"), None, "tensor")
+    placed = jax.device_put(arrays, NamedSharding(mesh, spec))
+    placed_gradient = jax.device_put(out_gradient, NamedSharding(mesh, spec))
+    with jax.set_mesh(mesh):
+        ours = _splash_with_gradients(placed, placed_gradient)
+        program = _splash_with_gradients.lower(placed, placed_gradient).compile().as_text()
+    _assert_close(ours, _reference(arrays, out_gradient), 3e-6)
+    assert "all-gather" not in program
+
+
+@pytest.mark.parametrize("rows", [1, 128, 200, 512, 640, 1024, 1664, 2560, 8704, 9001])
+def test_blocks_of_the_tpu_kernel_waste_little(rows):
+    block = tpu_attention._block(rows)
+    assert block % 128 == 0 and 128 <= block <= 1024
+    assert -rows % block < max(128, 0.1 * rows)
+
+
 def test_the_platform_compiled_for_decides():
-    """The loop over heads is for CPU alone, also in a program made for a machine elsewhere."""
-    shape = jax.ShapeDtypeStruct((2, 64, 4, 32), jnp.bfloat16)
+    """One traced program; each platform's has its own kernel and not the others'."""
+    shape = jax.ShapeDtypeStruct((2, 128, 4, 64), jnp.bfloat16)
     traced = jax.jit(attention).trace(shape, shape, shape)
-    loops = {
-        platform: traced.lower(lowering_platforms=(platform,)).as_text().count("stablehlo.while")
+    texts = {
+        platform: traced.lower(lowering_platforms=(platform,)).as_text()
         for platform in ("cpu", "tpu", "cuda")
     }
+    kernels = {platform: text.count("tpu_custom_call") for platform, text in texts.items()}
+    assert kernels == {"cpu": 0, "tpu": 1, "cuda": 0}
+    loops = {platform: text.count("stablehlo.while") for platform, text in texts.items()}
     assert loops["cpu"] > 0 and loops["tpu"] == loops["cuda"] == 0
+
+
+def test_small_heads_stay_with_xla_on_tpu():
+    shape = jax.ShapeDtypeStruct((2, 128, 6, 32), jnp.float32)
+    lowered = jax.jit(attention).trace(shape, shape, shape).lower(lowering_platforms=("tpu",))
+    assert "tpu_custom_call" not in lowered.as_text()

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from cotir_jax import partitioning
 from cotir_jax.data.tokenizers import TextTokenizer
@@ -103,6 +104,23 @@ def test_bits_do_not_depend_on_company(model, mesh, tokenizer):
         assert together(ids[rows], mask[rows]).tobytes() == expected[rows].tobytes()
     assert alone(ids[:0], mask[:0]).shape == (0, *expected.shape[1:])
     assert alone._encode._cache_size() == 1  # one program for any number of texts
+
+
+def test_as_part_of_another_program(model, mesh, tokenizer):
+    """Every device encodes its own rows, in rounds of at most 16 of them."""
+    alone, module, shape, uses_mask = model
+    encoder = TextEncoder(module, tokenizer, mesh=mesh, uses_mask=uses_mask)
+    ids, mask = (np.repeat(x[:36], 2, axis=0) for x in encoder.tokenize(TEXTS))
+    split = NamedSharding(mesh, PartitionSpec(None, partitioning.BATCH_AXES))
+    inputs = jax.device_put((ids.reshape(1, 72, -1), mask.reshape(1, 72, -1)), split)
+    with jax.set_mesh(mesh):
+        embed = jax.jit(encoder.embed).lower(encoder.weights(mesh), *inputs).compile()
+        found = embed(encoder.weights(mesh), *inputs)
+    assert found.shape == (1, 72, *shape) and found.dtype == jnp.bfloat16
+    assert found.sharding.shard_shape(found.shape)[1] == 18
+    expected = nnx.jit(lambda module, *inputs: module(*inputs))(alone, ids, *[mask] * uses_mask)
+    found = np.asarray(found[0], np.float32)
+    np.testing.assert_allclose(found, expected, rtol=1.01 * 2**-8, atol=1e-5)
 
 
 class _Wide(nnx.Module):

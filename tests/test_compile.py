@@ -49,8 +49,10 @@ def _products(jaxpr) -> int:
             outputs = kernel[params["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outputs
         elif name == "cond":
-            # The kernel of each platform; the one for CPU computes logits again going backward.
-            total += min(_products(branch.jaxpr) for branch in params["branches"])
+            # The kernel of each platform: products in Pallas' count by the block, and those for CPU
+            # compute logits again going backward.
+            plain = [branch for branch in params["branches"] if "pallas_call" not in str(branch)]
+            total += min(_products(branch.jaxpr) for branch in plain)
         elif name == "while":
             total += _products(params["body_jaxpr"].jaxpr)
         elif name == "scan":
@@ -59,6 +61,22 @@ def _products(jaxpr) -> int:
             inner = [params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params]
             total += sum(_products(getattr(each, "jaxpr", each)) for each in inner)
     return total
+
+
+@pytest.mark.parametrize("name", ["nano", "klein-4b", "kontext-12b"])
+def test_flops_of_text_encoders_are_those_of_their_trace(name):
+    model = presets.preset(name)
+    mesh = partitioning.make_mesh({}, jax.devices()[:1])
+    text = abstract_run.abstract_text(model, mesh, partitioning.RULES, in_step=True)
+    traced = 0
+    for encoder, kinds in zip(text, (4, 1), strict=True):
+        if encoder is not None:
+            shape = (kinds, 1, encoder.tokens)
+            ids, mask = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.int32, jnp.bool_))
+            traced += _products(
+                jax.make_jaxpr(encoder.embed)(encoder.weights(mesh), ids, mask).jaxpr
+            )
+    assert flops.encoding(model, 3) == pytest.approx(3 * traced, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -131,15 +149,26 @@ TPU_PROGRAM = """HloModule jit_step, is_scheduled=true
 }
 
 %condition (s: (u32[], bf16[4,8])) -> pred[] {
+  %s.1 = (u32[], bf16[4,8]{1,0}) parameter(0)
   %other = u32[] constant(3)
-  %limit = u32[]{:T(128)} constant(6)
+  %limit = u32[]{:T(128)} constant(12)
+  %i = u32[]{:T(128)} get-tuple-element(%s.1), index=0
   ROOT %less = pred[]{:T(512)} compare(%i, %limit), direction=LT
 }
 
 %body (s: (u32[], bf16[4,8])) -> (u32[], bf16[4,8]) {
+  %s.2 = (u32[], bf16[4,8]{1,0}) parameter(0)
+  %one = u32[] constant(1)
+  %i.2 = u32[]{:T(128)} get-tuple-element(%s.2), index=0
+  %i.3 = u32[]{:T(128)} add(%i.2, %one)
+  %i.4 = u32[]{:T(128)} add(%one, %i.3)
+  %kernel = bf16[4,8] custom-call(%x), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"block_q": 640
+}}, metadata={op_name="attention"}
   %start = bf16[32,8]{1,0} fusion(%x), kind=kCustom, calls=%part
   %again = bf16[32,8]{1,0} fusion(%x), kind=kCustom, calls=%part
-  ROOT %sent = (bf16[4,8]{1,0}, bf16[4,8]{1,0}) collective-permute-start(%x), channel_id=8, source_target_pairs={{0,8},{8,0}}
+  %sent = (bf16[4,8]{1,0}, bf16[4,8]{1,0}) collective-permute-start(%x), channel_id=8, source_target_pairs={{0,8},{8,0}}
+  ROOT %next = (u32[], bf16[4,8]) tuple(%i.4, %x)
 }
 
 ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
@@ -149,7 +178,7 @@ ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
 
 
 def test_collectives_are_read_as_the_tpu_compiler_writes_them():
-    """A gather in two fusions is one; the loop runs as often as its condition's constant says."""
+    """A gather in two fusions is one; a loop counts to 12 by twos; a kernel's brace ends nothing."""
     slices = {device: device // 8 for device in range(16)}
     assert compiled_program.collectives(TPU_PROGRAM, slices) == {
         "all-gather": (6, 6 * 32 * 8 * 2 * 7 / 8),
@@ -280,7 +309,8 @@ def test_klein_on_sixteen_chips_of_v5e():
     held = stage["frozen_bytes"] + stage["trainable_bytes"] + stage["optimizer_bytes"]
     assert sizes["arguments"] - held < 0.2 * GIB
     assert stage["optimizer_bytes"] == pytest.approx(2 * stage["trainable_bytes"], rel=1e-3)
-    assert 16 * stage["trainable_bytes"] == pytest.approx(1.105e9 * 4, rel=0.01)
+    # The small ones, as norms, are whole on every device.
+    assert 1.105e9 * 4 <= 16 * stage["trainable_bytes"] < 1.02 * 1.105e9 * 4
 
 
 def test_abstract_weights_are_those_of_a_run():

@@ -16,9 +16,9 @@ MAY_IMPORT = {
     "data": {"data", "bench", "pictures", "partitioning"},
     "flops": {"models"},
     "compiled_program": set(),
-    "abstract_run": PURE | {"run_config", "train", "text", "models"},
+    "abstract_run": PURE | {"run_config", "train", "text", "text_encoder", "models"},
     "compile_report": PURE
-    | {"abstract_run", "compiled_program", "flops", "run_config", "train", "text_encoder"}
+    | {"abstract_run", "compiled_program", "flops", "run_config", "train", "text"}
     | {"models", "data"},
     "train": PURE | {"models"},
     "text_encoder": PURE | {"models", "data"},

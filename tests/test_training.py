@@ -144,6 +144,18 @@ def test_a_killed_run_continues_bit_for_bit(bench, uninterrupted, tmp_path):
 
 
 @pytest.mark.slow
+def test_text_encoders_within_the_step_give_the_same_run(bench, uninterrupted, tmp_path):
+    result = _run(bench, tmp_path / "run", train__text_encoders="in_step", evaluate__enabled=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    ours, reference = _losses(tmp_path / "run"), _losses(uninterrupted)
+    assert ours.keys() == reference.keys()
+    for step in reference:
+        for (name, value), (_, expected) in zip(ours[step], reference[step], strict=True):
+            # Embeddings are rounded to bfloat16 after sums in another order.
+            assert value == pytest.approx(expected, rel=2e-3, abs=1e-5), (step, name)
+
+
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_zero(bench, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     process = _start_until(bench, workdir, 4)

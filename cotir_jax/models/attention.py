@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from cotir_jax.models import tpu_attention
+
 # On CPU the logits in work stay near this size, so that they are read back from the cache: all of
 # them for klein-4b at 1,500 rows are 226 MB, and writing them took longer than the products.
 CPU_LOGITS_BYTES = 4 * 2**20
@@ -18,7 +20,8 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Full softmax attention, logits and softmax in float32.
 
     The platform that the program is compiled for decides: a loop over heads and parts of the
-    queries on CPU, the cuDNN kernel on NVIDIA for 16-bit inputs, XLA's own program elsewhere.
+    queries on CPU, Pallas' splash kernel on TPU for heads of 64 channels and multiples of it, the
+    cuDNN kernel on NVIDIA for 16-bit inputs, XLA's own program elsewhere.
     Queries may be fewer than keys: the CoT adapter and the last single block ask for some rows
     only.
 
@@ -32,8 +35,9 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """
     # jax looks for cuDNN while it traces, so it can be named only where there is a GPU.
     use_cudnn = jax.default_backend() == "gpu" and query.dtype in (jnp.bfloat16, jnp.float16)
-    kernel = partial(jax.nn.dot_product_attention, implementation="cudnn" if use_cudnn else "xla")
-    out = jax.lax.platform_dependent(query, key, value, cpu=_by_head, default=kernel)
+    plain = partial(jax.nn.dot_product_attention, implementation="cudnn" if use_cudnn else "xla")
+    on_tpu = tpu_attention.splash_attention if tpu_attention.takes(query) else plain
+    out = jax.lax.platform_dependent(query, key, value, cpu=_by_head, tpu=on_tpu, default=plain)
     return rearrange(out, "b n h d -> b n (h d)")
 
 

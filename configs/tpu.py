@@ -1,0 +1,35 @@
+"""What the files of the TPU versions share: slices of 16 chips, the published models."""
+
+import ml_collections
+
+from configs import default
+
+_CHIPS = 16
+# Samples of a stage beside the 512-pixel one's: smaller pictures, more of them, but not in
+# proportion, as a sample's 512 rows of text stay.
+_MORE = {128: 3, 256: 2.5, 384: 1.5, 512: 1}
+
+
+def get_config(model: str, samples: dict[str, int]) -> ml_collections.ConfigDict:
+    """The config of a model on slices of 16 chips.
+
+    Args:
+      model: preset; its part after the colon of `--config`.
+      samples: of a device at 512 x 512 pixels, by model: the most that leave 10 % of the memory
+        that programs may use, found with `--mode=compile`.
+    """
+    config = default.get_config(model)
+    if model == "nano":  # small enough to be whole on every device
+        config.mesh.update({"data": -1, "fsdp": 1})
+        config.train.trainable = "all"
+        return config
+    # The chips' own links gather a layer's weights while the layer before computes: cheaper than
+    # `tensor`, which would add up the activations of every layer.
+    config.mesh.update({"data": -1, "fsdp": _CHIPS, "tensor": 1})
+    # The published benchmark's texts are all different: each device encodes its own.
+    config.train.text_encoders = "in_step"
+    each = samples[model.replace("-base", "").removesuffix("-kv")]
+    config.train.stages = tuple(
+        (last, patch, int(_MORE[patch] * each) * _CHIPS) for last, patch, _ in config.train.stages
+    )
+    return config
