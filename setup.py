@@ -27,6 +27,7 @@ setup(
         "torch": ["torch>=2.6"],
         "test": [
             "pytest>=8",
+            "libtpu>=0.0.52",  # the TPU compiler, for --mode=compile
             "pytest-timeout",
             "pytorch-msssim>=1.0",
             "pyyaml",

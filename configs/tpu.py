@@ -29,7 +29,9 @@ def get_config(model: str, samples: dict[str, int]) -> ml_collections.ConfigDict
     # The published benchmark's texts are all different: each device encodes its own.
     config.train.text_encoders = "in_step"
     each = samples[model.replace("-base", "").removesuffix("-kv")]
+    # Even numbers, so that texts are encoded several at a time.
     config.train.stages = tuple(
-        (last, patch, int(_MORE[patch] * each) * _CHIPS) for last, patch, _ in config.train.stages
+        (last, patch, (each if patch == 512 else 2 * int(_MORE[patch] * each / 2)) * _CHIPS)
+        for last, patch, _ in config.train.stages
     )
     return config

@@ -8,7 +8,7 @@ The same file serves larger slices and more of them: `data` takes the devices be
 
 from configs import tpu
 
-_SAMPLES = {"klein-4b": 8, "klein-9b": 5, "kontext-12b": 6}
+_SAMPLES = {"klein-4b": 10, "klein-9b": 6, "kontext-12b": 7}
 
 
 def get_config(model: str = "klein-4b"):

@@ -8,7 +8,7 @@ The same file serves larger slices and more of them: `data` takes the devices be
 
 from configs import tpu
 
-_SAMPLES = {"klein-4b": 60, "klein-9b": 44, "kontext-12b": 56}
+_SAMPLES = {"klein-4b": 80, "klein-9b": 56, "kontext-12b": 64}
 
 
 def get_config(model: str = "klein-4b"):

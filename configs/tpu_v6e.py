@@ -8,7 +8,7 @@ The same file serves larger slices and more of them: `data` takes the devices be
 
 from configs import tpu
 
-_SAMPLES = {"klein-4b": 18, "klein-9b": 12, "kontext-12b": 15}
+_SAMPLES = {"klein-4b": 22, "klein-9b": 15, "kontext-12b": 18}
 
 
 def get_config(model: str = "klein-4b"):

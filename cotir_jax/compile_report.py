@@ -165,7 +165,12 @@ def stage_report(
     else:
         used = compiled_program.memory(compiled)
         slices = {device.id: getattr(device, "slice_index", 0) for device in mesh.devices.flat}
-        moved = compiled_program.collectives(compiled.as_text(), slices)
+        try:
+            moved = compiled_program.collectives(compiled.as_text(), slices)
+        except jax.errors.JaxRuntimeError as error:
+            # A libtpu newer than jaxlib may write instructions that it cannot read.
+            moved = {}
+            complaints.append(f"collectives are not known: {str(error).splitlines()[0][:200]}")
         result["xla_flops_per_device"] = (compiled.cost_analysis() or {}).get("flops")
     # The next batch is sent while this one is worked on.
     waiting = sum(map(abstract_run.device_bytes, batch.values()))

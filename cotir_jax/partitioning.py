@@ -145,18 +145,23 @@ def keep_batch_split(tree: Any) -> Any:
 
     Weights are split over `fsdp` too, along an axis that products contract. Left to itself the
     partitioner may split activations there instead: every device then holds the whole batch, and
-    every product ends with a sum over devices. This makes it gather weights. Without a mesh in
-    force, or for a batch that does not divide over it, nothing changes.
+    every product ends with a sum over devices. This makes it gather weights. Between blocks, where
+    no product needs all rows of a sample, those are split over `tensor` (Korthikanti 2022, arXiv
+    2205.05198), or each of its devices would keep a copy. Without a mesh in force, or for a batch
+    that does not divide over it, nothing changes.
 
     Args:
-      tree: pytree of arrays `[batch, ...]`.
+      tree: pytree of arrays `[batch, ...]` or `[batch, rows, channels]`.
     """
     parts = batch_parts()
+    tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
 
     def keep(x: jax.Array) -> jax.Array:
-        if parts == 1 or x.ndim < 2 or x.shape[0] % parts:
+        if parts * tensor == 1 or x.ndim < 2 or x.shape[0] % parts:
             return x
         rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+        if tensor > 1 and x.ndim == 3 and x.shape[1] % tensor == 0:
+            rest[0] = "tensor"
         return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
 
     return jax.tree.map(keep, tree)

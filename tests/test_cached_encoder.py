@@ -110,16 +110,16 @@ def test_as_part_of_another_program(model, mesh, tokenizer):
     """Every device encodes its own rows, in rounds of at most 16 of them."""
     alone, module, shape, uses_mask = model
     encoder = TextEncoder(module, tokenizer, mesh=mesh, uses_mask=uses_mask)
-    ids, mask = (np.repeat(x[:36], 2, axis=0) for x in encoder.tokenize(TEXTS))
+    ids, mask = (np.repeat(x[:36], 4, axis=0) for x in encoder.tokenize(TEXTS))
     split = NamedSharding(mesh, PartitionSpec(None, partitioning.BATCH_AXES))
-    inputs = jax.device_put((ids.reshape(1, 72, -1), mask.reshape(1, 72, -1)), split)
+    inputs = jax.device_put((ids.reshape(2, 72, -1), mask.reshape(2, 72, -1)), split)
     with jax.set_mesh(mesh):
         embed = jax.jit(encoder.embed).lower(encoder.weights(mesh), *inputs).compile()
         found = embed(encoder.weights(mesh), *inputs)
-    assert found.shape == (1, 72, *shape) and found.dtype == jnp.bfloat16
+    assert found.shape == (2, 72, *shape) and found.dtype == jnp.bfloat16
     assert found.sharding.shard_shape(found.shape)[1] == 18
     expected = nnx.jit(lambda module, *inputs: module(*inputs))(alone, ids, *[mask] * uses_mask)
-    found = np.asarray(found[0], np.float32)
+    found = np.asarray(found, np.float32).reshape(144, *shape)
     np.testing.assert_allclose(found, expected, rtol=1.01 * 2**-8, atol=1e-5)
 
 

@@ -178,7 +178,7 @@ ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
 
 
 def test_collectives_are_read_as_the_tpu_compiler_writes_them():
-    """A gather in two fusions is one; a loop counts to 12 by twos; a kernel's brace ends nothing."""
+    """A gather in two fusions is one; a loop counts to 12 by twos; kernels' braces end none."""
     slices = {device: device // 8 for device in range(16)}
     assert compiled_program.collectives(TPU_PROGRAM, slices) == {
         "all-gather": (6, 6 * 32 * 8 * 2 * 7 / 8),
