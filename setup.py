@@ -25,7 +25,11 @@ setup(
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "torch": ["torch>=2.6"],
+        # `cotir bench build --beam`; TFDS looks for importlib_resources without requiring it.
+        "beam": ["apache-beam>=2.70", "importlib_resources"],
+        "dataflow": ["apache-beam[gcp]>=2.70", "gcsfs", "importlib_resources"],
         "test": [
+            "imagehash>=4.3",
             "pytest>=8",
             "libtpu>=0.0.52",  # the TPU compiler, for --mode=compile
             "pytest-timeout",

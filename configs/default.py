@@ -62,7 +62,13 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     bench.samples_per_degradation = 1000
     bench.test_per_degradation = 10
     bench.size = 512
+    # Degradations, composites and sets of them: all, quick (the nano job's), singles, seen, unseen.
+    bench.degradations = "all"
     bench.composites = True
+    # Maps from files (folders; empty: none): nearness of the photos, masks of rain and of snow.
+    bench.depth = ""
+    bench.rain_masks = ""
+    bench.snow_masks = ""
     bench.seed = 0
     bench.workers = 0  # 0: all cores
 

@@ -13,6 +13,7 @@ def get_config(model: str = "nano"):
     """Returns the laptop's config."""
     config = default.get_config(model)
     config.init = "package"
+    config.bench.degradations = "quick"
     config.bench.samples_per_degradation = 40
     config.bench.test_per_degradation = 3
     config.bench.size = 176

@@ -1,13 +1,12 @@
-"""`cotir`: restore, evaluate, bench build, bench check, verify."""
+"""`cotir`: restore, evaluate, fit-niqe, verify; bench and checkpoint commands from siblings."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cotir_jax import cli_checkpoints, errors
+from cotir_jax import cli_bench, cli_checkpoints, errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,7 +22,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_restore(commands)
     _add_evaluate(commands)
-    _add_bench(commands)
+    _add_fit_niqe(commands)
+    cli_bench.add_bench(commands)
     cli_checkpoints.add_convert(commands)
     cli_checkpoints.add_export(commands)
     verify = commands.add_parser("verify", help="reproduce the release's golden numbers")
@@ -34,7 +34,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_restore(commands) -> None:
     restore = commands.add_parser("restore", help="restore a picture or a folder of pictures")
-    restore.add_argument("source", type=Path, metavar="IN", help="picture or folder")
+    restore.add_argument("source", type=Path, nargs="?", metavar="IN", help="picture or folder")
+    restore.add_argument("--jsonl", type=Path, help="a test split's test.jsonl, in place of IN")
+    restore.add_argument(
+        "--prompts",
+        choices=("vague", "precise", "both"),
+        default="both",
+        help="with --jsonl: which prompts; results go to OUT/vague and OUT/precise",
+    )
+    restore.add_argument(
+        "--baseline",
+        metavar="NAME[,NAME]",
+        help="classical restorers in place of the model, or all; a folder's or split's results go "
+        "to OUT/NAME",
+    )
     restore.add_argument(
         "--model-dir", default="nano", help="model folder (default: packaged nano)"
     )
@@ -49,30 +62,41 @@ def _add_restore(commands) -> None:
 
 def _add_evaluate(commands) -> None:
     evaluate = commands.add_parser("evaluate", help="score restored pictures against clean ones")
-    evaluate.add_argument("--hq", type=Path, required=True, help="folder of clean pictures")
-    evaluate.add_argument("--results", type=Path, required=True, help="folder of restored pictures")
+    evaluate.add_argument(
+        "--hq", type=Path, help="folder of clean pictures (default: hq/ beside --jsonl)"
+    )
+    evaluate.add_argument(
+        "--results", type=Path, nargs="+", required=True, help="folders of restored pictures"
+    )
     evaluate.add_argument("--lq", type=Path, help="folder of degraded pictures, to score them too")
     evaluate.add_argument("--jsonl", type=Path, help="test.jsonl, for a table per degradation")
+    evaluate.add_argument(
+        "--metrics",
+        default="offline",
+        help="fast (psnr, ssim, ms_ssim), offline, all (with those that pyiqa downloads), or names "
+        "joined by commas",
+    )
+    evaluate.add_argument(
+        "--lpips-weights",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="torchvision's AlexNet and the linear layers of lpips v0.1",
+    )
+    evaluate.add_argument("--niqe-parameters", type=Path, metavar="FILE", help="from fit-niqe")
+    evaluate.add_argument(
+        "--report", type=Path, metavar="FOLDER", help="write report.html, metrics.json, metrics.tex"
+    )
     evaluate.set_defaults(run=_evaluate)
 
 
-def _add_bench(commands) -> None:
-    bench = commands.add_parser("bench", help="build or check a benchmark")
-    actions = bench.add_subparsers(required=True, metavar="action")
-    build = actions.add_parser("build", help="write CoTIR-Bench's layout from clean photos")
-    build.add_argument("--photos", type=Path, help="folder (default: scikit-image's photographs)")
-    build.add_argument("--test-photos", type=Path, help="photos for the test split alone")
-    build.add_argument("--out", type=Path, required=True)
-    build.add_argument("--samples", type=int, default=100, help="per degradation")
-    build.add_argument("--test-samples", type=int, default=5, help="per degradation")
-    build.add_argument("--size", type=int, default=512, help="side in pixels")
-    build.add_argument("--seed", type=int, default=0)
-    build.add_argument("--no-composites", action="store_true", help="single degradations only")
-    build.add_argument("--workers", type=int, help="processes (default: all cores)")
-    build.set_defaults(run=_bench_build)
-    check = actions.add_parser("check", help="check a folder in CoTIR-Bench's layout")
-    check.add_argument("folder", type=Path)
-    check.set_defaults(run=_bench_check)
+def _add_fit_niqe(commands) -> None:
+    fit = commands.add_parser("fit-niqe", help="fit NIQE's parameters to clean photos")
+    fit.add_argument("--photos", type=Path, required=True, help="folder of clean photos")
+    fit.add_argument("--source", help="what the photos are, in words (default: the folder's name)")
+    fit.add_argument("--out", type=Path, required=True, metavar="FILE.npz")
+    fit.set_defaults(run=_fit_niqe)
 
 
 def _verify(args: argparse.Namespace) -> None:
@@ -90,55 +114,129 @@ def _verify(args: argparse.Namespace) -> None:
 def _restore(args: argparse.Namespace) -> None:
     from cotir_jax import restore
 
+    if (args.source is None) == (args.jsonl is None):
+        raise ValueError("name a picture or folder to restore, or a split with --jsonl")
     prompt = args.prompt or restore.DEFAULT_PROMPT
     if prompt.endswith(".txt"):
         path = Path(prompt)
         if not path.is_file():
             raise ValueError(f"{path}: no such prompt file")
         prompt = path.read_text().strip()
+    out = args.out or Path("restored")
+    if args.baseline:
+        _restore_with_baselines(args, out)
+        return
     restorer = restore.Restorer.load(args.model_dir)
-    lines = restore.restore_path(
-        restorer,
-        args.source,
-        args.out or Path("restored"),
-        prompt,
-        num_steps=args.steps,
-        seed=args.seed,
-        tile=args.tile,
-        compare=args.compare,
+    if args.jsonl is not None:
+        _restore_split(args, restorer, out)
+        return
+    _print_lines(
+        restore.restore_path(
+            restorer,
+            args.source,
+            out,
+            prompt,
+            num_steps=args.steps,
+            seed=args.seed,
+            tile=args.tile,
+            compare=args.compare,
+        )
     )
+
+
+def _restore_split(args: argparse.Namespace, restorer, out: Path) -> None:
+    import jax
+
+    from cotir_jax.restore_split import restore_listing
+
+    for prompts in ("vague", "precise") if args.prompts == "both" else (args.prompts,):
+        lines = restore_listing(
+            restorer,
+            args.jsonl,
+            out / prompts,
+            prompts,
+            settings={
+                "model": args.model_dir,
+                "prompts": prompts,
+                "steps": args.steps,
+                "seed": args.seed,
+                "tile": args.tile,
+            },
+            num_steps=args.steps,
+            key=jax.random.key(args.seed),
+            tile=args.tile,
+        )
+        print(f"{_print_lines(lines)} pictures restored, all are in {out / prompts}", flush=True)
+
+
+def _restore_with_baselines(args: argparse.Namespace, out: Path) -> None:
+    from cotir_jax import baselines, restore, restore_split
+
+    names = list(baselines.BASELINES) if args.baseline == "all" else args.baseline.split(",")
+    functions = {name: baselines.baseline(name) for name in names}
+    if args.source is not None and not args.source.is_dir() and len(names) > 1:
+        raise ValueError(f"{args.source}: is no folder; name one baseline for one picture")
+    for name, function in functions.items():
+
+        def restorer(picture, _prompt, function=function, **_options):
+            return function(picture)
+
+        if args.jsonl is not None:
+            lines = restore_split.restore_listing(
+                restorer, args.jsonl, out / name, None, settings={"baseline": name}
+            )
+        else:
+            target = out / name if args.source.is_dir() else out
+            lines = restore.restore_path(restorer, args.source, target, compare=args.compare)
+        print(f"{name}: {_print_lines(lines)} pictures", flush=True)
+
+
+def _print_lines(lines: Iterable[str]) -> int:
+    count = 0
     for line in lines:
         print(line, flush=True)
+        count += not line.startswith("skipped ")
+    return count
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from cotir_jax import evaluate
+    from cotir_jax import evaluate, report, scores
 
-    scores = evaluate.evaluate(args.hq, args.results, lq=args.lq, jsonl=args.jsonl)
-    print(evaluate.format_table(scores))
-
-
-def _bench_build(args: argparse.Namespace) -> None:
-    from cotir_jax.bench.build import build_bench
-
-    counts = build_bench(
-        args.out,
-        args.photos,
-        test_photos=args.test_photos,
-        samples_per_degradation=args.samples,
-        test_per_degradation=args.test_samples,
-        size=args.size,
-        seed=args.seed,
-        composites=not args.no_composites,
-        workers=args.workers,
+    hq = args.hq or (args.jsonl and args.jsonl.parent / "hq")
+    if hq is None:
+        raise ValueError("name the folder of clean pictures with --hq, or a split with --jsonl")
+    sets = {"fast": scores.FAST, "offline": scores.OFFLINE, "all": tuple(scores.METRICS)}
+    names = evaluate.method_names(args.results, args.lq is not None)
+    scored = scores.score(
+        hq,
+        dict(zip(names, args.results, strict=True)),
+        lq=args.lq,
+        jsonl=args.jsonl,
+        metrics=sets.get(args.metrics) or args.metrics.split(","),
+        lpips_weights=args.lpips_weights,
+        niqe_parameters=args.niqe_parameters,
     )
-    print(json.dumps(counts))
+    for name, folder in zip(names, args.results, strict=True):
+        evaluate.write_summary(scored, name, folder / evaluate.SUMMARY_NAME)
+    if len(names) == 1:
+        print(evaluate.format_table(evaluate.summarise(scored, names[0])))
+    else:
+        print(evaluate.format_overview(scored))
+    if args.report is not None:
+        for path in report.write_report(scored, args.report):
+            print(f"wrote {path}")
 
 
-def _bench_check(args: argparse.Namespace) -> None:
-    from cotir_jax.bench.shards import check_bench
+def _fit_niqe(args: argparse.Namespace) -> None:
+    from cotir_jax import no_reference_metrics
+    from cotir_jax.bench.photos import trimmed_photo
+    from cotir_jax.pictures import list_pictures
 
-    print(json.dumps(check_bench(args.folder)))
+    photos = (trimmed_photo(path) for path in list_pictures(args.photos))
+    source = args.source or args.photos.resolve().name
+    fitted = no_reference_metrics.fit_niqe(photos, source)
+    no_reference_metrics.save_niqe_parameters(fitted, args.out)
+    print(f"{fitted.source} -> {args.out}")
 
 
 if __name__ == "__main__":

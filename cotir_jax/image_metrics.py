@@ -1,4 +1,4 @@
-"""PSNR, SSIM and MS-SSIM of 8-bit RGB pictures, as pyiqa 0.1.15 defines them.
+"""PSNR, SSIM and MS-SSIM of 8-bit RGB pictures, as pyiqa 0.1.15 defines them, and CIEDE2000.
 
 The release is scored with that package, and its defaults differ from other libraries': PSNR
 stops at 80 dB, SSIM looks at the full-range luma alone. Everything runs on the host in numpy,
@@ -10,12 +10,15 @@ import math
 import numpy as np
 from scipy import ndimage
 
-DEFINITIONS = (
-    "PSNR: all RGB values in [0, 1], 10 log10(1 / (MSE + 1e-8)), no border crop",
-    "SSIM: luma round(0.299 R + 0.587 G + 0.114 B), 0 to 255, 11x11 Gaussian window of sigma 1.5, "
-    "valid positions, contrast-structure term not below 0",
-    "MS-SSIM: that SSIM at five scales (2x2 means), product with the weights of Wang et al. 2003",
-)
+DEFINITIONS = {
+    "psnr": "PSNR: all RGB values in [0, 1], 10 log10(1 / (MSE + 1e-8)), no border crop",
+    "ssim": "SSIM: luma round(0.299 R + 0.587 G + 0.114 B), 0 to 255, 11x11 Gaussian window of "
+    "sigma 1.5, valid positions, contrast-structure term not below 0",
+    "ms_ssim": "MS-SSIM: that SSIM at five scales (2x2 means), product with the weights of Wang et "
+    "al. 2003",
+    "ciede2000": "CIEDE2000: colour difference in CIELAB of sRGB (D65), mean over pixels; lower is "
+    "better",
+}
 
 _WINDOW_RADIUS, _WINDOW_SIGMA = 5, 1.5
 _LUMINANCE_CONSTANT = (0.01 * 255) ** 2
@@ -96,6 +99,28 @@ def ms_ssim(restored: np.ndarray, reference: np.ndarray) -> float | None:
         product *= _similarity(first, second)[1] ** weight
         first, second = _halve(first), _halve(second)
     return product * _similarity(first, second)[0] ** _SCALE_WEIGHTS[-1]
+
+
+def ciede2000(restored: np.ndarray, reference: np.ndarray) -> float:
+    """Colour difference CIEDE2000 (k_L = k_C = k_H = 1), averaged over the pixels.
+
+    Args:
+        restored: uint8 ``[height, width, 3]``, sRGB, white point D65.
+        reference: clean picture, same shape and type.
+
+    Returns:
+        0 for equal pictures, about 1 for a just visible difference, 100 for black against white.
+
+    Raises:
+        ValueError: not uint8 ``[height, width, 3]``, or unequal shapes.
+
+    References:
+        Luo, Cui and Rigg, The development of the CIE 2000 colour-difference formula, 2001.
+    """
+    _check(restored, reference, min_side=1)
+    from skimage import color  # half a second that the quick job does not need
+
+    return float(color.deltaE_ciede2000(color.rgb2lab(reference), color.rgb2lab(restored)).mean())
 
 
 def _check(restored: np.ndarray, reference: np.ndarray, min_side: int) -> None:

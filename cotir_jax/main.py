@@ -97,13 +97,17 @@ def build_data(config, workdir: Path) -> Path:
     if not out.exists():
         build_bench(
             out,
-            Path(bench.photos) if bench.photos else None,
-            test_photos=Path(bench.test_photos) if bench.test_photos else None,
+            bench.photos or None,
+            test_photos=bench.test_photos or None,
             samples_per_degradation=bench.samples_per_degradation,
             test_per_degradation=bench.test_per_degradation,
             size=bench.size,
             seed=bench.seed,
+            degradations=bench.degradations,
             composites=bench.composites,
+            depth=bench.depth or None,
+            rain_masks=bench.rain_masks or None,
+            snow_masks=bench.snow_masks or None,
             workers=bench.workers or None,
         )
     return out

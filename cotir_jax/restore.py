@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from cotir_jax.models import pipeline
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.transformer import Text, Transformer
 from cotir_jax.pictures import list_pictures, load_picture, save_picture, side_by_side
+from cotir_jax.restore_split import Restore, restore_listing
 
 DEFAULT_PROMPT = "Please restore this degraded photo."
 
@@ -152,7 +152,7 @@ class Restorer:
 
 
 def restore_path(
-    restorer: Restorer,
+    restorer: Restore,
     source: Path,
     out: Path,
     prompt: str = DEFAULT_PROMPT,
@@ -165,6 +165,7 @@ def restore_path(
     """Restores a picture or a folder of pictures.
 
     Args:
+      restorer: a `Restorer`, or a function that is called like one.
       source: picture file or folder.
       out: a file name for a single picture, or a folder; it is made where needed.
       seed: of the starting noise.
@@ -199,7 +200,7 @@ def restore_path(
 
 
 def restore_test_split(
-    restorer: Restorer,
+    restorer: Restore,
     test: Path,
     out: Path,
     prompts: str,
@@ -221,28 +222,14 @@ def restore_test_split(
     Raises:
       ValueError: for a missing or damaged split.
     """
-    fields = {"vague": "gen_prompt", "precise": "spe_prompt"}
-    if prompts not in fields:
-        raise ValueError(f"prompts={prompts!r}: accepted are {sorted(fields)}")
-    listing = Path(test) / "test.jsonl"
-    if not listing.is_file():
-        raise ValueError(f"{listing}: no such file; build one with cotir bench build")
-    for line in listing.read_text().splitlines()[part[0] :: part[1]]:
-        sample = json.loads(line)
-        path = _lq_path(Path(test), sample["lq_path"])
-        target = Path(out) / prompts / f"{path.stem}.png"
-        save_picture(
-            restorer(load_picture(path), sample[fields[prompts]], num_steps=num_steps), target
-        )
-        yield f"{sample['id']} {sample['deg_type']}"
-
-
-def _lq_path(test: Path, listed: str) -> Path:
-    """`lq_path` is relative to the split or to the benchmark's root."""
-    for base in (test, test.parent):
-        if (base / listed).is_file():
-            return base / listed
-    raise ValueError(f"{test / listed}: listed in test.jsonl but not there")
+    yield from restore_listing(
+        restorer,
+        Path(test) / "test.jsonl",
+        Path(out) / prompts,
+        prompts,
+        part=part,
+        num_steps=num_steps,
+    )
 
 
 def _up(size: int, multiple: int) -> int:

@@ -271,3 +271,13 @@ def test_haze_in_the_dark_is_dark():
     night = sample_chain("low-light+haze", 64, _rng(5), severity=0.9)[1].params
     day = sample_chain("haze", 64, _rng(5), severity=0.9)[0].params
     assert max(night.airlight) < 0.6 * min(day.airlight)
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [("non-homogeneous-haze", "airlight"), ("underwater", "backscatter"), ("snow", "light")],
+)
+def test_whatever_hangs_in_the_air_is_dark_at_night(name, field):
+    night = sample_chain(f"low-light+{name}", 64, _rng(5), severity=0.9)[1].params
+    day = sample_chain(name, 64, _rng(5), severity=0.9)[0].params
+    assert np.max(getattr(night, field)) < 0.6 * np.min(getattr(day, field))

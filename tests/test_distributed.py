@@ -23,7 +23,14 @@ STEPS = 30
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "bench"
-    build_bench(out, samples_per_degradation=4, test_per_degradation=1, size=32, composites=False)
+    build_bench(
+        out,
+        samples_per_degradation=4,
+        test_per_degradation=1,
+        size=32,
+        degradations="quick",
+        composites=False,
+    )
     return out
 
 

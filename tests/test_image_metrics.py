@@ -154,7 +154,76 @@ def test_ms_ssim_needs_a_window_at_the_last_scale(noisy_pair):
     assert image_metrics.ms_ssim(restored[:160, :300], clean[:160, :300]) is None
 
 
-@pytest.mark.parametrize("metric", ["psnr", "ssim", "ms_ssim"])
+# Pairs 1, 7, 19, 24 and 34 of Sharma, Wu and Dalal, The CIEDE2000 color-difference formula, 2005.
+SHARMA = [
+    ((50.0, 2.6772, -79.7751), (50.0, 0.0, -82.7485), 2.0425),
+    ((50.0, 0.0, 0.0), (50.0, -1.0, 2.0), 2.3669),
+    ((50.0, 2.5, 0.0), (56.0, -27.0, -3.0), 31.9030),
+    ((50.0, 2.5, 0.0), (50.0, 3.2592, 0.3350), 1.0),
+    ((2.0776, 0.0795, -1.1350), (0.9033, -0.0636, -0.5514), 0.9082),
+]
+
+
+def _ciede2000(first, second):
+    """The formula as Sharma, Wu and Dalal write it, for one pair of CIELAB colours."""
+    (l1, a1, b1), (l2, a2, b2) = first, second
+    chroma = (math.hypot(a1, b1) + math.hypot(a2, b2)) / 2
+    g = 0.5 * (1 - math.sqrt(chroma**7 / (chroma**7 + 25**7)))
+    a1, a2 = (1 + g) * a1, (1 + g) * a2
+    c1, c2 = math.hypot(a1, b1), math.hypot(a2, b2)
+    h1, h2 = (math.degrees(math.atan2(b, a)) % 360 for a, b in ((a1, b1), (a2, b2)))
+    turn = (h2 - h1 + 180) % 360 - 180 if c1 * c2 else 0.0
+    if abs(h2 - h1) == 180:
+        turn = h2 - h1
+    hue = h1 + h2
+    if c1 * c2:
+        if abs(h1 - h2) > 180:
+            hue += 360 if hue < 360 else -360
+        hue /= 2
+    lightness, chroma = (l1 + l2) / 2, (c1 + c2) / 2
+
+    def cosine(degrees):
+        return math.cos(math.radians(degrees))
+
+    t = (1 - 0.17 * cosine(hue - 30) + 0.24 * cosine(2 * hue) + 0.32 * cosine(3 * hue + 6)
+         - 0.20 * cosine(4 * hue - 63))  # fmt: skip
+    s_l = 1 + 0.015 * (lightness - 50) ** 2 / math.sqrt(20 + (lightness - 50) ** 2)
+    s_c, s_h = 1 + 0.045 * chroma, 1 + 0.015 * chroma * t
+    rotation = 60 * math.exp(-(((hue - 275) / 25) ** 2))
+    r_t = -2 * math.sqrt(chroma**7 / (chroma**7 + 25**7)) * math.sin(math.radians(rotation))
+    d_l, d_c = (l2 - l1) / s_l, (c2 - c1) / s_c
+    d_h = 2 * math.sqrt(c1 * c2) * math.sin(math.radians(turn / 2)) / s_h
+    return math.sqrt(d_l**2 + d_c**2 + d_h**2 + r_t * d_c * d_h)
+
+
+def _lab(colour):
+    """CIELAB under D65 of an 8-bit sRGB colour, from IEC 61966-2-1 and CIE 15."""
+    encoded = np.asarray(colour) / 255
+    linear = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    matrix = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    ratios = np.array(matrix) @ linear / [0.95047, 1.0, 1.08883]
+    x, y, z = np.where(ratios > (6 / 29) ** 3, np.cbrt(ratios), ratios * (29 / 6) ** 2 / 3 + 4 / 29)
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+@pytest.mark.parametrize(("first", "second", "expected"), SHARMA)
+def test_the_other_ciede2000_has_the_published_values(first, second, expected):
+    assert _ciede2000(first, second) == pytest.approx(expected, abs=5e-5)
+
+
+def test_ciede2000_pixel_by_pixel():
+    rng = np.random.default_rng(0)
+    clean = data.astronaut()[100:108, 200:210]
+    restored = np.clip(clean + rng.integers(-60, 60, clean.shape), 0, 255).astype(np.uint8)
+    pairs = zip(clean.reshape(-1, 3), restored.reshape(-1, 3), strict=True)
+    expected = np.mean([_ciede2000(_lab(one), _lab(two)) for one, two in pairs])
+    assert image_metrics.ciede2000(restored, clean) == pytest.approx(expected, rel=1e-3)
+    assert image_metrics.ciede2000(clean, clean) == 0
+    black, white = np.zeros((3, 4, 3), np.uint8), np.full((3, 4, 3), 255, np.uint8)
+    assert image_metrics.ciede2000(black, white) == pytest.approx(100, abs=1e-2)
+
+
+@pytest.mark.parametrize("metric", ["psnr", "ssim", "ms_ssim", "ciede2000"])
 @pytest.mark.parametrize(
     ("restored", "reference", "message"),
     [

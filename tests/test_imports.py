@@ -7,7 +7,8 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cotir_jax"
 PURE = {"objective", "sampling", "image_metrics", "partitioning", "pictures", "errors",
-        "metric_writer", "distributed", "throughput"}  # fmt: skip
+        "metric_writer", "distributed", "throughput", "intervals", "learned_metrics",
+        "no_reference_metrics", "split_listing"}  # fmt: skip
 MAY_IMPORT = {
     **{name: set() for name in PURE},
     "models": {"models", "partitioning", "sampling"},
@@ -27,13 +28,22 @@ MAY_IMPORT = {
     "validation": PURE | {"train", "text", "models", "checkpoints", "data"},
     "training_loop": PURE
     | {"run_config", "train", "text", "models", "checkpoints", "data", "validation", "flops"},
-    "restore": PURE | {"models", "checkpoints", "text"},
-    "evaluate": PURE,
+    "restore_split": PURE,
+    "restore": PURE | {"restore_split", "models", "checkpoints", "text"},
+    "lpips": {"checkpoints"},
+    "baselines": {"bench"},
+    "scores": PURE | {"lpips"},
+    "evaluate": PURE | {"scores"},
+    "report_page": PURE | {"scores", "evaluate"},
+    "report": PURE | {"scores", "evaluate", "report_page"},
     "verify": PURE | {"train", "models", "checkpoints"},
     "main": PURE
     | {"compile_report", "run_config", "training_loop", "restore", "evaluate", "bench"},
     "cli_checkpoints": PURE | {"models", "checkpoints", "data"},
-    "cli": PURE | {"cli_checkpoints", "restore", "evaluate", "bench", "verify"},
+    "cli_bench": PURE | {"bench"},
+    "cli": PURE
+    | {"cli_bench", "cli_checkpoints", "restore", "evaluate", "bench", "verify"}
+    | {"scores", "report", "baselines", "restore_split"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

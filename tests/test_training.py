@@ -26,7 +26,14 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("data") / "bench"
-    build_bench(out, samples_per_degradation=4, test_per_degradation=1, size=64, composites=False)
+    build_bench(
+        out,
+        samples_per_degradation=4,
+        test_per_degradation=1,
+        size=64,
+        degradations="quick",
+        composites=False,
+    )
     return out
 
 

@@ -1,275 +1,341 @@
-"""Build a benchmark: clean photos in, shards with thoughts and a test split out."""
+"""Build a benchmark: clean photos in, shards with thoughts and a test split out.
 
+The work goes on in ``<out>.part``, shard by shard, and is renamed when it is whole. A build that
+was killed continues there when it is started again.
+"""
+
+import fcntl
+import json
+import logging
 import os
 import shutil
 import sys
-import types
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm import tqdm
 
-from cotir_jax.bench.composites import (
-    COMPOSITES,
-    SINGLES,
-    apply_chain,
-    folder_name,
-    sample_chain,
+import cotir_jax
+from cotir_jax.bench.composites import folder_name
+from cotir_jax.bench.photos import PhotoPath, fingerprint, trimmed_photo
+from cotir_jax.bench.plan import (
+    SPLITS,
+    Job,
+    Plan,
+    Sample,
+    listing_line,
+    make_plan,
+    make_samples,
+    prompts_of,
+    scene_writer,
 )
-from cotir_jax.bench.photos import find_photos, sample_crop, trimmed_photo
-from cotir_jax.bench.phrases import prompt_files
-from cotir_jax.bench.shards import write_shard, write_test_lines
-from cotir_jax.bench.thoughts import write_meta
-from cotir_jax.pictures import encode_png
+from cotir_jax.bench.pool import Spread, spread_over
+from cotir_jax.bench.records import shard_path
+from cotir_jax.bench.shards import appearing, write_lines, write_shard
 
+FORMATS = ("tar", "array_record")
+RECORD_FILE = "build.json"
 _SHARD_SAMPLES = 256
-_SPLITS = ("train", "test")
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Job:
-    """The samples ``numbers`` of one degradation and split, one of ``photos`` for each."""
+class _Task(NamedTuple):
+    """A job and the file that stands for its being done; of tests also their record shard."""
 
-    folder: Path
-    split: str
-    name: str
-    numbers: range
-    photos: tuple[Path, ...]
-    size: int
-    seed: int
+    job: Job
+    path: Path
+    records: Path | None = None
 
 
 def build_bench(
     out: Path | str,
     photos: Path | str | None = None,
     *,
-    test_photos: Path | str | None = None,
-    samples_per_degradation: int = 256,
-    test_per_degradation: int = 8,
-    size: int = 512,
-    seed: int = 0,
-    composites: bool = True,
+    file_format: str = "tar",
+    skip_bad: bool = False,
     workers: int | None = None,
     progress: bool = True,
+    **choices: Any,
 ) -> dict[str, dict[str, int]]:
     """Degrade clean photos and write them in CoTIR-Bench's layout (SPEC section 7).
 
-    The bytes depend on the photos, the sizes and ``seed``, not on ``workers``. Everything is
-    written to a temporary folder beside ``out`` and renamed, so a failed build leaves nothing.
+    The bytes depend on the photos and the choices, not on ``workers``, nor on how often the build
+    was killed and started again with the same arguments: it then continues in ``<out>.part`` at
+    the first shard that is not there yet. Memory holds a sample per worker, and recent photos.
 
     Args:
         out: the new benchmark; must not exist, or be an empty folder.
         photos: folder of clean photos; by default those that ship inside scikit-image.
-        test_photos: folder of clean test photos; by default some of ``photos`` are set apart.
-        samples_per_degradation: training pairs of each degradation and composite.
-        test_per_degradation: test pairs of each; 0 writes no test split.
-        size: side of the square pictures in pixels.
-        composites: also build the composites of up to four degradations.
+        file_format: ``tar``, or ``array_record`` for ``tfds.data_source`` (see ``tfds_builder``).
+        skip_bad: leave photos that cannot be used out, with a warning, instead of refusing.
         workers: processes; by default one per core.
         progress: show a progress bar.
+        choices: further arguments of ``plan.make_plan``, such as ``size`` and ``seed``.
 
     Returns:
         ``{"train": {degradation folder: samples}, "test": {deg_type: pictures}}``.
 
     Raises:
-        ValueError: ``out`` is not empty, photos are missing, too few or unreadable, or a number
-            is out of range.
+        ValueError: ``out`` is taken, ``<out>.part`` was begun with other arguments or another
+            build is at work there, photos cannot be used, or what ``make_plan`` refuses.
     """
-    out = Path(out)
-    _check_arguments(out, samples_per_degradation, test_per_degradation, size, workers)
-    train, test = find_photos(_path(photos), _path(test_photos), seed)
-    names = (*SINGLES, *COMPOSITES) if composites else SINGLES
-    temporary = out.absolute().with_name(f".{out.absolute().name}.{os.getpid()}.part")
-    jobs = []
-    for split, files, count in (
-        ("train", train, samples_per_degradation),
-        ("test", test, test_per_degradation),
+    out = Path(out).absolute()
+    if file_format not in FORMATS:
+        raise ValueError(f"file_format is {file_format!r}; expected one of {', '.join(FORMATS)}")
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers is {workers}; expected 1 or more")
+    _check_free(out)
+    plan = make_plan(photos, **choices)
+    record = _describe(plan, file_format)
+    counts = {
+        "train": {folder_name(name): plan.counts["train"] for name in plan.names["train"]},
+        "test": {name: plan.counts["test"] for name in plan.names["test"]},
+    }
+    if out.is_dir() and any(out.iterdir()):  # killed after all was done, or started twice
+        _skipped(out, record, "name another folder or remove it")
+        return counts
+    part = out.with_name(f"{out.name}.part")
+    # A build killed before it wrote its record left a temporary file at most.
+    begun = part.is_dir() and any(not path.match(".*.part") for path in part.iterdir())
+    with spread_over(workers) as spread:
+        if begun:
+            skipped = _skipped(part, record, "give the same, or remove it to start anew")
+        else:
+            skipped = _unusable(plan, spread, skip_bad)
+        plan = _without(plan, skipped)
+        part.mkdir(parents=True, exist_ok=True)
+        with _locked(part):
+            _write_text(part / RECORD_FILE, json.dumps({**record, "skipped": skipped}, indent=1))
+            _build(plan, part, file_format, spread, progress)
+            if out.is_dir():
+                out.rmdir()
+            os.replace(part, out)
+    return counts
+
+
+def _check_free(out: Path) -> None:
+    if out.exists() and (
+        not out.is_dir() or any(out.iterdir()) and not (out / RECORD_FILE).is_file()
     ):
-        for name in names:
-            for start in range(0, count, _SHARD_SAMPLES):
-                numbers = range(start, min(start + _SHARD_SAMPLES, count))
-                jobs.append(_Job(temporary, split, name, numbers, _turns(files, name, numbers),
-                                 size, seed))  # fmt: skip
-    try:
-        _make_folders(temporary, names, test_per_degradation > 0)
-        _write_prompts(temporary / "prompts", names)
-        with _pool(workers or os.cpu_count() or 1) as submit:
-            _check_photos(train + test, submit)
-            rows = _run_jobs(jobs, submit, progress)
-        if test_per_degradation:
-            write_test_lines(rows, temporary / "test")
-        if out.is_dir():
-            out.rmdir()
-        os.replace(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        raise ValueError(f"{out}: exists and is not an empty folder; name another or remove it")
+
+
+def _describe(plan: Plan, file_format: str) -> dict[str, Any]:
+    """What two builds must have in common to be one."""
+    maps = {
+        "depth": [plan.maps.depth[name] for name in sorted(plan.maps.depth)],
+        "rain_masks": plan.maps.rain_masks,
+        "snow_masks": plan.maps.snow_masks,
+    }
     return {
-        "train": {folder_name(name): samples_per_degradation for name in names},
-        "test": {name: test_per_degradation for name in names if test_per_degradation},
+        "version": cotir_jax.__version__,
+        "file_format": file_format,
+        "samples_per_shard": _SHARD_SAMPLES,
+        "samples_per_degradation": plan.counts["train"],
+        "test_per_degradation": plan.counts["test"],
+        "size": plan.size,
+        "seed": plan.seed,
+        "degradations": list(plan.names["train"]),
+        "test_degradations": list(plan.names["test"]),
+        **{f"{split}_photos": _fingerprint(plan.photos[split]) for split in SPLITS},
+        **{name: _fingerprint(list(files)) if files else "" for name, files in maps.items()},
+        "scene": list(plan.scene or ()),
     }
 
 
-def _code(name: str) -> int:
-    return zlib.crc32(name.encode())  # unlike hash(), the same in every process
+def _fingerprint(paths: list[PhotoPath]) -> str:
+    return f"{len(paths)} files {fingerprint(paths)}"
 
 
-def _turns(photos: list[Path], name: str, numbers: range) -> tuple[Path, ...]:
-    # Photos take turns, from a start that differs between degradations.
-    return tuple(photos[(number + _code(name)) % len(photos)] for number in numbers)
-
-
-def _path(folder: Path | str | None) -> Path | None:
-    return None if folder is None else Path(folder)
-
-
-def _check_arguments(out: Path, samples: int, tests: int, size: int, workers: int | None) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"{out}: exists and is not an empty folder; name another or remove it")
-    for name, value, least in (
-        ("samples_per_degradation", samples, 1),
-        ("test_per_degradation", tests, 0),
-        ("size", size, 32),
-        ("workers", 1 if workers is None else workers, 1),
-    ):
-        if value < least:
-            raise ValueError(f"{name} is {value}; expected {least} or more")
-
-
-def _make_folders(root: Path, names: tuple[str, ...], with_test: bool) -> None:
-    for name in names:
-        (root / "image" / folder_name(name)).mkdir(parents=True)
-    if with_test:
-        for side in ("lq", "hq"):
-            (root / "test" / side).mkdir(parents=True)
-
-
-def _write_prompts(folder: Path, names: tuple[str, ...]) -> None:
-    folder.mkdir()
-    unused = {folder_name(name) for name in COMPOSITES} - {folder_name(name) for name in names}
-    for name, lines in prompt_files().items():
-        if name not in unused:
-            (folder / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[Callable[..., Future]]:
-    """Give a ``submit`` that runs functions in ``workers`` processes, or here where it is one.
-
-    Processes are spawned, never forked, because the caller may have started JAX's threads.
-    """
-    if workers == 1:
-        yield _run_here
-        return
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-
-    def submit(function: Callable[..., Any], *arguments: Any) -> Future:
-        # Spawned workers import the program's main module again: JAX and all, or a script
-        # without a guard. Ours need nothing of it, so an empty one stands in while they start.
-        main = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            return pool.submit(function, *arguments)
-        finally:
-            sys.modules["__main__"] = main
-
+def _skipped(folder: Path, record: dict[str, Any], remedy: str) -> dict[str, list[str]]:
+    """The photos that an earlier start skipped; refuses a folder that is not of this build."""
     try:
-        yield submit
-    except BrokenProcessPool:
-        raise RuntimeError(
-            f"a worker process died, perhaps for want of memory; try fewer than {workers} workers"
+        before = json.loads((folder / RECORD_FILE).read_bytes())
+        skipped = before.pop("skipped")
+    except (OSError, ValueError, KeyError, AttributeError):
+        raise ValueError(
+            f"{folder}: is no unfinished benchmark ({RECORD_FILE} is missing or damaged); remove it"
         ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    differ = [name for name in record if before.get(name) != record[name]]
+    if differ:
+        shown = "; ".join(
+            f"{name} was {_short(before.get(name))}, now {_short(record[name])}" for name in differ
+        )
+        raise ValueError(f"{folder}: holds a build with other arguments ({shown}); {remedy}")
+    return skipped
 
 
-def _run_here(function: Callable[..., Any], *arguments: Any) -> Future:
-    future: Future = Future()
-    try:
-        future.set_result(function(*arguments))
-    except ValueError as error:
-        future.set_exception(error)
-    return future
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) < 60 else f"{text[:40]}... ({len(value)} in all)"
 
 
-def _check_photos(paths: list[Path], submit: Callable[..., Future]) -> None:
-    # Before hours of work rather than after; all bad files at once.
+def _unusable(plan: Plan, spread: Spread, skip_bad: bool) -> dict[str, list[str]]:
+    """The names of photos that cannot be used, by split. Before hours of work, not after."""
     step = 16
-    found = [submit(_photo_problems, paths[at : at + step]) for at in range(0, len(paths), step)]
-    problems = [problem for future in found for problem in future.result()]
-    if problems:
+    skipped: dict[str, list[str]] = {}
+    problems = []
+    for split, paths in plan.photos.items():
+        pieces = [tuple(paths[at : at + step]) for at in range(0, len(paths), step)]
+        found = [pair for _, pairs in spread(_photo_problems, pieces) for pair in pairs]
+        skipped[split] = sorted(name for name, _ in found)
+        problems += sorted(problem for _, problem in found)
+    if problems and not skip_bad:
         rest = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError("; ".join(problems[:10]) + rest)
+    for problem in problems:
+        _log.warning("skipped: %s", problem)
+    return skipped
 
 
-def _photo_problems(paths: list[Path]) -> list[str]:
+def _photo_problems(paths: tuple[PhotoPath, ...]) -> list[tuple[str, str]]:
     problems = []
     for path in paths:
         try:
             trimmed_photo(path)
         except ValueError as error:
-            problems.append(str(error))
+            problems.append((path.name, str(error)))
     return problems
 
 
-def _run_jobs(
-    jobs: list[_Job], submit: Callable[..., Future], progress: bool
-) -> list[dict[str, str]]:
-    """Run all jobs; returns the lines of ``test.jsonl`` in the jobs' order."""
+def _without(plan: Plan, skipped: dict[str, list[str]]) -> Plan:
+    photos = {}
+    for split, paths in plan.photos.items():
+        bad = set(skipped[split])
+        photos[split] = [path for path in paths if path.name not in bad]
+        if not photos[split]:
+            raise ValueError(f"none of the {len(paths)} {split} photos can be used; give others")
+    return replace(plan, photos=photos)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    # The lock goes with the process, however that ends.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError(
+            f"{folder}: another build is at work there; wait for it, or name another folder"
+        ) from None
+    finally:
+        os.close(descriptor)
+
+
+def _build(plan: Plan, part: Path, file_format: str, spread: Spread, progress: bool) -> None:
+    for stale in part.rglob(".*.part"):
+        stale.unlink()
+    _write_prompts(plan, part / "prompts")
+    tasks = {split: _tasks(plan, split, part, file_format) for split in SPLITS}
+    for task in (*tasks["train"], *tasks["test"]):
+        for path in (task.path, task.records or task.path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    if tasks["test"]:
+        for side in ("lq", "hq"):
+            (part / "test" / side).mkdir(parents=True, exist_ok=True)
+    _run([*tasks["train"], *tasks["test"]], spread, progress)
+    if tasks["test"]:
+        lines = (
+            json.loads(line)
+            for task in tasks["test"]
+            for line in task.path.read_bytes().splitlines()
+        )
+        write_lines(lines, part / "test" / "test.jsonl")
+    if file_format == "array_record":
+        from cotir_jax.bench.tfds_builder import write_info
+
+        write_info(plan, part, {split: _lengths(tasks[split]) for split in SPLITS})
+    shutil.rmtree(part / "rows", ignore_errors=True)  # needed until all is whole
+
+
+def _lengths(tasks: list[_Task]) -> list[int]:
+    return [len(task.job.numbers) for task in tasks]
+
+
+def _write_prompts(plan: Plan, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name, lines in prompts_of(plan).items():
+        _write_text(folder / f"{name}.txt", "\n".join(lines))
+
+
+def _write_text(path: Path, text: str) -> None:
+    with appearing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def _tasks(plan: Plan, split: str, part: Path, file_format: str) -> list[_Task]:
+    jobs = list(plan.jobs(split, _SHARD_SAMPLES))
+    shards: list[Path | None] = [None] * len(jobs)
+    if file_format == "array_record":
+        # Numbered by place in the split, whatever the order of work.
+        order = sorted(range(len(jobs)), key=lambda at: jobs[at].position)
+        for number, at in enumerate(order):
+            shards[at] = shard_path(part, split, number, len(jobs))
+    tasks = []
+    for job, shard in zip(jobs, shards, strict=True):
+        folder, start = folder_name(job.name), job.numbers.start
+        if split == "test":
+            tasks.append(_Task(job, part / "rows" / f"{folder}-{start:06d}.jsonl", shard))
+        else:
+            tar = part / "image" / folder / f"{start // _SHARD_SAMPLES:06d}.tar"
+            tasks.append(_Task(job, shard or tar))
+    return tasks
+
+
+def _run(tasks: list[_Task], spread: Spread, progress: bool) -> None:
+    missing = [task for task in tasks if not task.path.exists()]
+    total, left = (sum(_lengths(some)) for some in (tasks, missing))
     # A bar on a terminal, a line every ten seconds in a log.
     every = 0.1 if sys.stderr.isatty() else 10.0
-    total = sum(len(job.numbers) for job in jobs)
-    bar = tqdm(total=total, unit="pair", desc="bench", disable=not progress, mininterval=every)
+    bar = tqdm(total=total, initial=total - left, unit="pair", desc="bench",
+               disable=not progress, mininterval=every)  # fmt: skip
     with bar:
-        if submit is _run_here:  # no processes: nothing to wait for, so report as we go
-            rows = []
-            for job in jobs:
-                rows += _do_job(job)
-                bar.update(len(job.numbers))
-            return rows
-        futures = {submit(_do_job, job): job for job in jobs}
-        for future in as_completed(futures):
-            future.result()
-            bar.update(len(futures[future].numbers))
-        return [row for future in futures for row in future.result()]
+        measured, reason = 0, ""
+        for task, (failed, problem) in spread(_do, missing):
+            bar.update(len(task.job.numbers))
+            measured, reason = measured + failed, problem or reason
+    if measured:
+        _log.warning("%d scene sentences are measured ones, for want of answers: %s",
+                     measured, reason)  # fmt: skip
 
 
-def _do_job(job: _Job) -> list[dict[str, str]]:
-    """Write one shard, or one degradation's test pictures; returns lines of ``test.jsonl``."""
-    folder = folder_name(job.name)
-    if job.split == "train":
-        path = job.folder / "image" / folder / f"{job.numbers.start // _SHARD_SAMPLES:06d}.tar"
-        write_shard((_make_sample(job, number) for number in job.numbers), path)
-        return []
-    rows = []
-    for number in job.numbers:
-        key, hq, lq, meta = _make_sample(job, number)
-        for side, data in (("hq", hq), ("lq", lq)):
-            (job.folder / "test" / side / f"{key}.png").write_bytes(data)
-        vague, precise = meta["cot"]["questions"]
-        subset = "composite" if "+" in job.name else "single"
-        rows.append({
-            "id": key, "lq_path": f"lq/{key}.png", "deg_type": job.name, "subset": subset,
-            "gen_prompt": vague, "spe_prompt": precise,
-        })  # fmt: skip
-    return rows
+def _do(task: _Task) -> tuple[int, str]:
+    """Do a task; returns how many scene sentences the endpoint did not give, and why."""
+    if task.job.scene is None:
+        _write(task)
+        return 0, ""
+    writer = scene_writer(task.job.scene)
+    before = writer.failed
+    _write(task)
+    return writer.failed - before, writer.problem
 
 
-def _make_sample(job: _Job, number: int) -> tuple[str, bytes, bytes, dict[str, Any]]:
-    # One generator per sample, so that no split of the work changes the outcome.
-    rng = np.random.default_rng([job.seed, _SPLITS.index(job.split), _code(job.name), number])
-    photo = trimmed_photo(job.photos[number - job.numbers.start])
-    clean = sample_crop(photo, job.size, rng)
-    chain = sample_chain(job.name, job.size, rng)
-    degraded = apply_chain(clean, chain, rng)
-    meta = write_meta(clean, chain, job.name, rng)
-    key = f"{folder_name(job.name)}-{number:06d}"
-    # Level 1: encoding is most of the time, and higher levels save few bytes on photos.
-    return key, encode_png(clean, 1), encode_png(degraded, 1), meta
+def _write(task: _Task) -> None:
+    """Write one shard, or some of one degradation's test pictures and their lines."""
+    samples = make_samples(task.job)
+    if task.job.split == "train" and task.path.suffix == ".tar":
+        write_shard(samples, task.path)
+        return
+    if task.job.split == "train":
+        _write_records(task.job, samples, task.path)
+        return
+    folder = task.path.parents[1] / "test"
+    kept = []
+    for sample in samples:
+        for side, data in (("hq", sample.hq), ("lq", sample.lq)):
+            with appearing(folder / side / f"{sample.key}.png") as temporary:
+                temporary.write_bytes(data)
+        kept.append(sample if task.records else sample._replace(hq=b"", lq=b""))
+    if task.records:
+        _write_records(task.job, kept, task.records)
+    write_lines((listing_line(task.job, sample) for sample in kept), task.path)
+
+
+def _write_records(job: Job, samples: Iterable[Sample], path: Path) -> None:
+    from cotir_jax.bench.tfds_builder import write_records  # TFDS takes a while to import
+
+    write_records(job, samples, path)

@@ -8,12 +8,30 @@ from typing import Any
 import numpy as np
 
 from cotir_jax.bench.degradations import APPLY, SAMPLE
+from cotir_jax.bench.degradations.filters import GAMMA
+from cotir_jax.bench.degradations.ranges import draw
 from cotir_jax.bench.degradations.sensor import NoiseParams
+from cotir_jax.bench.maps import Maps, load_map
+from cotir_jax.bench.maps import load_maps as load_maps  # the builder's door to them
 
 SINGLES: tuple[str, ...] = tuple(APPLY)
+_NO_MAPS = Maps()
+
+# The job of configs/nano.py: its data depends on these names, in this order.
+QUICK_SINGLES: tuple[str, ...] = (
+    "low-light",
+    "haze",
+    "rain-streak",
+    "snow",
+    "defocus-blur",
+    "motion-blur",
+    "low-resolution",
+    "noise",
+    "jpeg-compression",
+)
 
 # Parts are named in the order in which they are applied (that of ``APPLY``).
-COMPOSITES: tuple[str, ...] = (
+QUICK_COMPOSITES: tuple[str, ...] = (
     "low-light+haze",
     "low-light+rain-streak",
     "low-light+snow",
@@ -38,10 +56,58 @@ COMPOSITES: tuple[str, ...] = (
     "defocus-blur+low-resolution+noise+jpeg-compression",
 )
 
+# SPEC section 7 names six composites to train on and six to keep for the test; its "blur" is
+# defocus or motion blur here. ``SEEN`` adds combinations that photos really show.
+SEEN: tuple[str, ...] = (
+    *QUICK_COMPOSITES,
+    "raindrop+defocus-blur",
+    "rain-streak+raindrop",
+    "haze+raindrop",
+    "low-light+raindrop",
+    "snow+raindrop",
+    "raindrop+jpeg-compression",
+    "non-homogeneous-haze+noise",
+    "low-light+non-homogeneous-haze",
+    "non-homogeneous-haze+motion-blur",
+    "underwater+defocus-blur",
+    "underwater+noise",
+    "underwater+low-resolution+jpeg-compression",
+    "shadow+noise",
+    "shadow+specular-reflection",
+    "shadow+over-exposure",
+    "specular-reflection+defocus-blur",
+    "specular-reflection+noise",
+    "flare+defocus-blur",
+    "flare+noise",
+    "flare+over-exposure",
+    "over-exposure+noise",
+    "over-exposure+jpeg-compression",
+    "defocus-blur+lost_color",
+    "noise+lost_color",
+    "lost_color+jpeg-compression",
+    "low-resolution+watermark",
+    "noise+watermark",
+    "watermark+jpeg-compression",
+    "haze+raindrop+jpeg-compression",
+    "shadow+noise+watermark+jpeg-compression",
+)
+
+# Never in training.
+UNSEEN: tuple[str, ...] = (
+    "rain-streak+watermark",
+    "low-light+flare",
+    "rain-streak+flare+jpeg-compression",
+    "snow+flare",
+    "haze+defocus-blur+low-resolution+jpeg-compression",
+    "low-resolution+noise+lost_color",
+)
+
+COMPOSITES: tuple[str, ...] = (*SEEN, *UNSEEN)
+
 
 @dataclass(frozen=True)
 class Step:
-    """One degradation of a chain, with the parameters that are really used.
+    """One degradation of a chain, with the parameters that are really used, maps included.
 
     ``severity`` in [0, 1] is what the parameters were drawn for; ``implied`` marks the sensor
     noise that comes with a dark exposure and is no part of the chain's name.
@@ -78,45 +144,88 @@ def folder_name(name: str) -> str:
 
 
 def sample_chain(
-    name: str, side: int, rng: np.random.Generator, severity: float | None = None
+    name: str,
+    side: int,
+    rng: np.random.Generator,
+    severity: float | None = None,
+    *,
+    maps: Maps = _NO_MAPS,
+    depth: np.ndarray | None = None,
+    second: np.ndarray | None = None,
 ) -> list[Step]:
     """Draw parameters for every part of ``name``.
 
     Args:
         name: one degradation or several joined by ``+``.
-        side: shorter side in pixels of the picture to degrade; blur, rain and snow grow with it.
+        side: shorter side in pixels of the picture to degrade; sizes in pixels grow with it.
         severity: of every part, in [0, 1]; by default each draws its own, uniformly, and the
             more parts the milder they stay, so that the scene survives them together.
+        maps: rain and snow masks to draw from; its depth maps are not looked at here.
+        depth: nearness of the picture, float32 ``[height, width]`` in [0, 1], 1 nearest, cut
+            like the picture (``maps.depth_of_photo``). Haze and water gather over it.
+        second: another photo, uint8 ``[any, any, 3]``, to show in a window reflection; by
+            default the picture itself, mirrored.
+
+    Raises:
+        ValueError: an unknown part, or a mask that cannot be read.
     """
     parts = parts_of(name)
     top = len(parts) ** -0.4  # 1, 0.76, 0.64, 0.57
     chain = []
     for part in parts:
         strength = float(rng.uniform(0, top)) if severity is None else severity
-        chain.append(Step(part, SAMPLE[part](strength, side, rng), strength))
+        params = SAMPLE[part](strength, side, rng)
+        params = _with_maps(part, params, strength, maps, depth, second, rng)
+        chain.append(Step(part, params, strength))
     if "low-light" in parts:
         chain = _dim_the_air(chain)
     if "low-light" in parts and "noise" not in parts:
         # A dark exposure is amplified, so its read noise shows: 1 to 4 of 255.
-        darkness = chain[0].severity
+        darkness = next(step.severity for step in chain if step.name == "low-light")
         sigma = float((1 + 2 * darkness + rng.uniform(0, 1)) / 255)
         chain.append(Step("noise", NoiseParams("gaussian", sigma=sigma), 0.0, implied=True))
         chain.sort(key=lambda step: SINGLES.index(step.name))
     return chain
 
 
+def _with_maps(
+    part: str,
+    params: Any,
+    severity: float,
+    maps: Maps,
+    depth: np.ndarray | None,
+    second: np.ndarray | None,
+    rng: np.random.Generator,
+) -> Any:
+    masks = {"rain-streak": maps.rain_masks, "snow": maps.snow_masks}.get(part)
+    if masks:
+        params = replace(params, mask=load_map(masks[rng.integers(len(masks))]))
+        if part == "snow":
+            params = replace(params, opacity=draw("snow", "mask_opacity", severity, rng))
+        return params
+    if depth is not None and part in ("haze", "non-homogeneous-haze", "underwater"):
+        return replace(params, depth=depth)
+    if second is not None and part == "specular-reflection":
+        return replace(params, second=second)
+    return params
+
+
 def _dim_the_air(chain: list[Step]) -> list[Step]:
-    # Haze, drops and flakes in a dark scene are lit by the same weak light as the scene. The
-    # air counts as a surface of illumination 0.8.
-    dark = chain[0].params
+    # Haze, water, drops and flakes in a dark scene are lit by the same weak light as the scene,
+    # and lamps glint less. The air counts as a surface of illumination 0.8.
+    dark = next(step.params for step in chain if step.name == "low-light")
     light = dark.exposure * 0.8 ** (dark.gamma - 1)
     dimmed = []
     for step in chain:
         params = step.params
-        if step.name == "haze":
+        if step.name in ("haze", "non-homogeneous-haze"):
             params = replace(params, airlight=tuple(light * value for value in params.airlight))
         elif step.name in ("rain-streak", "snow"):
             params = replace(params, light=light)
+        elif step.name == "underwater":  # in linear light
+            params = replace(params, backscatter=params.backscatter * light**GAMMA)
+        elif step.name == "specular-reflection":
+            params = replace(params, gain=params.gain * light**GAMMA)
         dimmed.append(replace(step, params=params))
     return dimmed
 
@@ -129,6 +238,9 @@ def apply_chain(picture: np.ndarray, chain: Sequence[Step], rng: np.random.Gener
 
     Returns:
         uint8 ``[height, width, 3]``, rounded once, at the end.
+
+    Raises:
+        ValueError: a depth that was given to ``sample_chain`` is not of the picture's size.
     """
     degraded = picture.astype(np.float32) / 255
     for step in chain:

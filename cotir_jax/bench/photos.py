@@ -1,13 +1,17 @@
 """Clean photos: where they come from, how they are split, how crops are cut."""
 
+import hashlib
 import importlib.util
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
+from etils import epath
 from PIL import Image
 
-from cotir_jax.pictures import list_pictures, load_picture
+from cotir_jax.pictures import PICTURE_SUFFIXES, list_pictures, load_picture
 
 # Photographs inside scikit-image's wheel. No two of one subject stand on both sides.
 BUNDLED_TRAIN = (
@@ -16,26 +20,35 @@ BUNDLED_TRAIN = (
 )  # fmt: skip
 BUNDLED_TEST = ("camera.png", "chelsea.png", "rocket.jpg")
 
-_BORDER = 2  # some photo collections have dark outer rows
+BORDER = 2  # some photo collections have dark outer rows
+_MIN_SIDE = 16
+_CACHE_BYTES = 256 * 2**20
+_recent: OrderedDict[Path | epath.Path, np.ndarray] = OrderedDict()
+
+# A file here, or an object in a bucket (gs://...), which etils reads with gcsfs.
+PhotoPath: TypeAlias = Path | epath.Path
 
 
 def find_photos(
-    photos: Path | None, test_photos: Path | None, seed: int
-) -> tuple[list[Path], list[Path]]:
+    photos: Path | str | None, test_photos: Path | str | None, seed: int
+) -> tuple[list[PhotoPath], list[PhotoPath]]:
     """The photos to train on and those to test on; no file is in both.
 
     Args:
-        photos: a folder, or None for the photographs that ship inside scikit-image.
+        photos: a folder or bucket (``gs://...``), or None for the photographs that ship inside
+            scikit-image.
         test_photos: a folder of test photos; then all of ``photos`` is for training. By default
             an eighth of ``photos``, at least one, is set apart, chosen by ``seed``.
 
     Raises:
         ValueError: a missing or empty folder, too few photos, or one file in both folders.
     """
+    train: list[PhotoPath]
+    test: list[PhotoPath] = []
     if photos is None:
         train, test = _bundled_photos()
     else:
-        train, test = list_pictures(photos), []
+        train = _photos_in(photos)
         if test_photos is None:
             if len(train) < 2:
                 raise ValueError(
@@ -45,14 +58,34 @@ def find_photos(
             test = sorted(train[index] for index in chosen[: max(len(train) // 8, 1)])
             train = sorted(set(train) - set(test))
     if test_photos is not None:
-        test = list_pictures(test_photos)
+        test = _photos_in(test_photos)
         both = {path.resolve() for path in train} & {path.resolve() for path in test}
         if both:
             raise ValueError(f"{min(both)}: is among the training and the test photos; use it once")
     return train, test
 
 
-def _bundled_photos() -> tuple[list[Path], list[Path]]:
+def _photos_in(folder: Path | str) -> list[PhotoPath]:
+    if "://" not in str(folder):
+        return list(list_pictures(folder))
+    bucket = epath.Path(folder)
+    found = [path for path in bucket.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES]
+    if not found:
+        raise ValueError(f"{folder}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
+    return sorted(found)
+
+
+def fingerprint(photos: Sequence[PhotoPath]) -> str:
+    """A hash of the files' names and sizes, in order; their folder does not matter."""
+    digest = hashlib.sha256()
+    for path in photos:
+        stat = path.stat()
+        size = stat.st_size if isinstance(path, Path) else stat.length
+        digest.update(f"{path.name}\0{size}\0".encode())
+    return digest.hexdigest()[:16]
+
+
+def _bundled_photos() -> tuple[list[PhotoPath], list[PhotoPath]]:
     # Finding the package without importing it saves its import time.
     package = importlib.util.find_spec("skimage")
     if package is None or package.origin is None:
@@ -66,25 +99,41 @@ def _bundled_photos() -> tuple[list[Path], list[Path]]:
     return train, test
 
 
-@lru_cache(maxsize=16)
-def trimmed_photo(path: Path) -> np.ndarray:
-    """A photo without its outermost 2 pixels, uint8 ``[height, width, 3]``; recent ones are kept.
+def trimmed_photo(path: PhotoPath) -> np.ndarray:
+    """A photo without its outermost 2 pixels, uint8 ``[height, width, 3]``, read-only.
+
+    Photos used last are kept, up to 256 MB.
 
     Raises:
         ValueError: unreadable, or smaller than 16 pixels either way.
     """
-    photo = load_picture(path)
-    if min(photo.shape[:2]) < 16:
+    if path in _recent:
+        _recent.move_to_end(path)
+        return _recent[path]
+    photo = load_picture(path if isinstance(path, Path) else path.read_bytes(), str(path))
+    if min(photo.shape[:2]) < _MIN_SIDE:
         raise ValueError(
-            f"{path}: {photo.shape[1]}x{photo.shape[0]} is too small, at least 16x16 is needed"
+            f"{path}: {photo.shape[1]}x{photo.shape[0]} is too small, at least "
+            f"{_MIN_SIDE}x{_MIN_SIDE} is needed; replace or remove it"
         )
-    photo = photo[_BORDER:-_BORDER, _BORDER:-_BORDER]
+    photo = photo[BORDER:-BORDER, BORDER:-BORDER]
     photo.flags.writeable = False
+    _recent[path] = photo
+    held = sum(kept.nbytes for kept in _recent.values())
+    while held > _CACHE_BYTES and len(_recent) > 1:
+        held -= _recent.popitem(last=False)[1].nbytes
     return photo
 
 
-def sample_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Cut a square of ``size`` pixels at a random scale and place, mirrored half of the time.
+class Crop(NamedTuple):
+    """A square of a photo: left, top, right, bottom in pixels, and whether it is mirrored."""
+
+    box: tuple[float, float, float, float]
+    mirrored: bool
+
+
+def choose_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> Crop:
+    """Choose a square to be scaled to ``size`` pixels, mirrored half of the time.
 
     The scale lies between the one at which the photo's shorter side just fits and full
     resolution; a smaller photo is enlarged as little as needed. Flat places (black corners, sky)
@@ -92,27 +141,31 @@ def sample_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
 
     Args:
         photo: uint8 ``[height, width, 3]``.
-
-    Returns:
-        uint8 ``[size, size, 3]``.
     """
     height, width = photo.shape[:2]
     fits = size / min(height, width)
-    best: tuple[float, ...] = ()
+    best = (0.0, 0.0, 0.0, 0.0)
     most_content = -1.0
     for _ in range(6):
         scale = fits if fits >= 1 else float(np.exp(rng.uniform(np.log(fits), 0)))
         side = min(size / scale, height, width)
         left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
-        box = (left, top, left + side, top + side)
         window = photo[int(top) : int(top + side) + 1 : 4, int(left) : int(left + side) + 1 : 4, 1]
         # Spread, and how much of the crop is not sheer black.
         content = min(float(window.std()) / 12, float((window > 12).mean()) / 0.6)
         if content > most_content:
-            best, most_content = box, content
+            best, most_content = (left, top, left + side, top + side), content
         if content >= 1:
             break
-    crop = Image.fromarray(photo).resize((size, size), Image.Resampling.LANCZOS, box=best)
-    if rng.random() < 0.5:
-        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(crop)
+    return Crop(best, bool(rng.random() < 0.5))
+
+
+def cut(field: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """Cut a crop from a photo, uint8 ``[height, width, 3]``, or its float32 ``[height, width]``
+    depth, and scale it to ``size`` pixels a side; dtype and channels stay."""
+    photo = field.dtype == np.uint8
+    how = Image.Resampling.LANCZOS if photo else Image.Resampling.BILINEAR
+    image = Image.fromarray(field).resize((size, size), how, box=crop.box)
+    if crop.mirrored:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return np.array(image)

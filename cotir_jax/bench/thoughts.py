@@ -6,15 +6,28 @@ clean picture. Each thought stays within about 40 words, because text encoders c
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cotir_jax.bench import phrases
 from cotir_jax.bench.composites import Step
 from cotir_jax.bench.phrases import join, sentence
+from cotir_jax.bench.phrases_facts import FACTS, FACTS_OF_MASKS, LOOKS
+from cotir_jax.bench.phrases_fixes import FIXES, FIXES_OF_MASKS
 
 _MARKERS = ("scene description:", "degradation description:", "enhancement plan:")
+_END = "answer:"
+_TWO_DIGITS = ("exposure", "saturation", "contrast", "halo", "gain")
+_PERCENT = ("cover", "ambient", "kept", "opacity")
+_CASTERS = {
+    "building": "a building", "object": "something near", "foliage": "leaves", "bars": "bars",
+}  # fmt: skip
+_LAYOUTS = {
+    "line": "a line of text", "tiles": "repeated text", "badge": "a badge", "frame": "framed text",
+}  # fmt: skip
+_PHRASES = {"facts": FACTS, "fixes": FIXES}
+_PHRASES_OF_MASKS = {"facts": FACTS_OF_MASKS, "fixes": FIXES_OF_MASKS}
 _HUES = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 # Upper ends of the hues above, in degrees; what is left wraps round to red.
 _HUE_ENDS = (15, 42, 70, 160, 200, 255, 290, 340)
@@ -89,12 +102,17 @@ def numbers_of(step: Step) -> dict[str, str]:
     numbers = {"strength": step.strength}
     for name, value in vars(params).items():
         if isinstance(value, float):
-            numbers[name] = f"{value:.2f}" if name == "exposure" else f"{value:.1f}"
+            numbers[name] = f"{value:.2f}" if name in _TWO_DIGITS else f"{value:.1f}"
         elif isinstance(value, int):
             numbers[name] = str(value)
     if "degrees" in numbers:
         numbers["degrees"] = f"{params.degrees:.0f}".replace("-0", "0")
-    if step.name == "haze":
+    for name in _PERCENT:
+        if name in numbers:
+            numbers[name] = f"{100 * getattr(params, name):.0f}"
+    if getattr(params, "mask", None) is not None:
+        numbers["opacity"] = f"{params.opacity:.2f}"
+    if step.name in ("haze", "non-homogeneous-haze"):
         numbers["airlight"] = f"{np.mean(params.airlight):.2f}"
     elif step.name == "motion-blur":
         numbers["path"] = "bent" if params.bend else "straight"
@@ -107,16 +125,36 @@ def numbers_of(step: Step) -> dict[str, str]:
             numbers["kind"] = "grey Gaussian"
     elif step.name == "jpeg-compression":
         numbers["quality"] = str(params.quality)
-    return numbers
+    return numbers | _words_of(step)
+
+
+def _words_of(step: Step) -> dict[str, str]:
+    """What a step's parameters are called where they are no numbers."""
+    params: Any = step.params
+    if step.name == "shadow":
+        return {"caster": _CASTERS[params.kind]}
+    if step.name == "underwater":
+        return {"water": params.water}
+    if step.name == "specular-reflection":
+        if params.kind == "window":
+            return {"mirrors": f"a window reflection of {100 * params.share:.0f}% of the light"}
+        return {"mirrors": f"{params.count} highlights of radius {params.radius:.1f}"}
+    if step.name == "flare":
+        row = ("top", "middle", "bottom")[min(int(params.y * 3), 2)]
+        column = ("left", "", "right")[min(int(params.x * 3), 2)]
+        return {"place": f"{row} {column}".strip()}
+    if step.name == "watermark":
+        return {"text": params.text, "layout": _LAYOUTS[params.layout]}
+    return {}
 
 
 def describe_degradation(chain: Sequence[Step], rng: np.random.Generator) -> str:
     """What was done to the picture, in order, with strengths and numbers."""
     named = [step for step in chain if not step.implied]
-    facts = [_fill(phrases.FACTS, step, rng, shortest=len(named) > 2) for step in named]
+    facts = [_fill("facts", step, rng, shortest=len(named) > 2) for step in named]
     if len(named) == 1:
         text = rng.choice(["{}; {}", "{}, so {}", "{}: {}"]).format(
-            facts[0], rng.choice(phrases.LOOKS[named[0].name])
+            facts[0], rng.choice(LOOKS[named[0].name])
         )
     elif len(named) == 2 and rng.random() < 0.5:
         text = rng.choice(["{}, then {}", "{} followed by {}"]).format(*facts)
@@ -130,7 +168,7 @@ def describe_degradation(chain: Sequence[Step], rng: np.random.Generator) -> str
 def describe_plan(chain: Sequence[Step], rng: np.random.Generator) -> str:
     """How to mend the picture: the steps undone, last one first."""
     named = [step for step in chain if not step.implied]
-    fixes = [_fill(phrases.FIXES, step, rng) for step in reversed(named)]
+    fixes = [_fill("fixes", step, rng) for step in reversed(named)]
     if len(named) < 3 and any(step.implied for step in chain):
         fixes.append("suppress the faint noise")
     if len(fixes) == 1:
@@ -140,11 +178,13 @@ def describe_plan(chain: Sequence[Step], rng: np.random.Generator) -> str:
 
 
 def _fill(
-    table: dict[str, tuple[str, ...]],
+    kind: Literal["facts", "fixes"],
     step: Step,
     rng: np.random.Generator,
     shortest: bool = False,
 ) -> str:
+    masked = getattr(step.params, "mask", None) is not None
+    table = (_PHRASES_OF_MASKS if masked else _PHRASES)[kind]
     phrase = table[step.name][-1] if shortest else str(rng.choice(table[step.name]))
     return phrase.format(**numbers_of(step))
 
@@ -155,7 +195,11 @@ def jpeg_type(quality: int) -> str:
 
 
 def write_meta(
-    picture: np.ndarray, chain: Sequence[Step], name: str, rng: np.random.Generator
+    picture: np.ndarray,
+    chain: Sequence[Step],
+    name: str,
+    rng: np.random.Generator,
+    scene: str | None = None,
 ) -> dict[str, Any]:
     """A sample's ``meta.json`` (CoTIR-Bench layout).
 
@@ -163,6 +207,8 @@ def write_meta(
         picture: the clean picture, uint8 ``[height, width, 3]``.
         chain: what was applied to it.
         name: the degradation's name, e.g. ``low-light+haze``.
+        rng: picks the phrases.
+        scene: a sentence that stands in for the measured one, e.g. a ``SceneWriter``'s.
 
     Returns:
         ``{"cot": {"questions": [vague, precise], "answers": text}, "deg": name}``, with
@@ -170,9 +216,10 @@ def write_meta(
     """
     named = [step for step in chain if not step.implied]
     frame = str(rng.choice(["Please {}.", "{}.", "I need you to {}.", "Could you {}?"]))
-    fixes = join([_fill(phrases.FIXES, step, rng) for step in reversed(named)])
+    fixes = join([_fill("fixes", step, rng) for step in reversed(named)])
+    measured = describe_scene(picture, rng)  # in any case, so that later draws stay the same
     texts = (
-        describe_scene(picture, rng),
+        measured if scene is None else without_markers(scene),
         describe_degradation(chain, rng),
         describe_plan(chain, rng),
     )
@@ -180,13 +227,19 @@ def write_meta(
     meta: dict[str, Any] = {
         "cot": {
             "questions": [str(rng.choice(phrases.VAGUE)), sentence(frame.format(fixes))],
-            "answers": f"{answers} answer: {rng.choice(phrases.ANSWERS)}",
+            "answers": f"{answers} {_END} {rng.choice(phrases.ANSWERS)}",
         },
         "deg": name,
     }
     if name == "jpeg-compression":
         meta["jpeg_type"] = jpeg_type(named[0].params.quality)
     return meta
+
+
+def without_markers(text: str) -> str:
+    """The text with the colon taken from whatever ``parse_thoughts`` would take for a marker."""
+    words = "|".join(marker.rstrip(":") for marker in (*_MARKERS, _END))
+    return re.sub(rf"({words})\s*:+", r"\1", text, flags=re.IGNORECASE)
 
 
 def parse_thoughts(meta: dict[str, Any]) -> tuple[str, str, str]:
@@ -200,7 +253,7 @@ def parse_thoughts(meta: dict[str, Any]) -> tuple[str, str, str]:
     if not isinstance(answers, str):
         raise ValueError("meta.json has no text under cot.answers; the sample cannot be used")
     pattern = r"\s*(.*?)\s*".join(re.escape(marker) for marker in _MARKERS)
-    found = re.search(pattern + r"\s*(.*?)\s*(?:\banswer:|$)", answers, re.DOTALL | re.IGNORECASE)
+    found = re.search(pattern + rf"\s*(.*?)\s*(?:\b{_END}|$)", answers, re.DOTALL | re.IGNORECASE)
     thoughts = found.groups() if found else ()
     if len(thoughts) != 3 or not all(thoughts):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Random access to the samples of a CoTIR-Bench folder: a byte-offset index over its tar shards.
 
 The index is made once and kept beside the shards, so that later starts read one file instead of
-every tar header.
+every tar header. A benchmark in ArrayRecord files (``bench/records.py``) needs none.
 """
 
 import contextlib
@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from cotir_jax.data.prompts import Prompts, load_prompts
+from cotir_jax.bench.records import is_data_set, open_split, read_info
+from cotir_jax.data.prompts import VAGUE_FILE, Prompts, load_prompts
 
 FIELDS = ("lq.png", "hq.png", "meta.json")
 INDEX_FILE = "shard_index.npz"
@@ -34,7 +35,8 @@ class ShardIndex:
     """Where every sample of every degradation lies.
 
     Attributes:
-        folder: the folder that holds a folder of shards for each degradation.
+        folder: the folder that holds a folder of shards for each degradation, or ArrayRecord files
+            for all; these have no ``shards``, and samples count from the first of them.
         degradations: folder names, sorted; a batch's ``degradation`` counts in this order.
         prompts: the prompt files.
         shards: paths relative to ``folder``.
@@ -71,6 +73,8 @@ class ShardIndex:
                 prompt file missing or empty.
         """
         root, folder = _layout(Path(data_dir))
+        if is_data_set(root):
+            return _of_records(root)
         files = _find_shards(folder)
         degradations = tuple(sorted({path.parent.name for path in files}))
         prompts = load_prompts(root, degradations)
@@ -129,6 +133,9 @@ class ShardIndex:
         Args:
             sample: a number within one of ``ranges``.
         """
+        if not self.shards:
+            record = open_split(self.folder, "train")[sample]
+            return record["lq"], record["hq"], record["meta"]
         sizes = self.sizes[sample].tolist()
         if min(sizes) < 0:
             return None
@@ -145,6 +152,8 @@ class ShardIndex:
 
     def name(self, sample: int) -> str:
         """A sample's shard and key, for messages."""
+        if not self.shards:
+            return f"{self.folder} {open_split(self.folder, 'train')[sample]['key'].decode()}"
         path = self._path(sample)
         offset = int(self.offsets[sample].max())
         try:
@@ -165,6 +174,28 @@ class ShardIndex:
                     f"{self.folder / name}: its shards hold no complete sample "
                     f"(<key>.{', <key>.'.join(FIELDS)}); fetch them again or remove the folder"
                 )
+
+
+def _of_records(folder: Path) -> ShardIndex:
+    info = read_info(folder)
+    counts = dict(sorted(info["counts"]["train"].items()))
+    if (folder / "prompts").is_dir():
+        prompts = load_prompts(folder, tuple(counts))
+    else:
+        lines = {name: tuple(lines) for name, lines in info["prompts"].items()}
+        prompts = Prompts(lines.pop(VAGUE_FILE), lines)
+    ends = np.cumsum(list(counts.values()))
+    return ShardIndex(
+        folder=folder,
+        degradations=tuple(counts),
+        prompts=prompts,
+        shards=(),
+        truncated=(),
+        shard=np.zeros(0, np.int32),
+        offsets=np.zeros((0, len(FIELDS)), np.int64),
+        sizes=np.zeros((0, len(FIELDS)), np.int32),
+        ranges=np.stack([ends - list(counts.values()), ends], axis=1),
+    )
 
 
 def _layout(data_dir: Path) -> tuple[Path, Path]:

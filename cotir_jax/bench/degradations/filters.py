@@ -7,6 +7,19 @@ from scipy import fft, ndimage
 # ITU-R BT.601 luma weights.
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
+# sRGB's curve to within a few percent.
+GAMMA = 2.2
+
+
+def to_light(picture: np.ndarray) -> np.ndarray:
+    """Gamma-coded values in [0, 1] as linear light."""
+    return picture**GAMMA
+
+
+def to_picture(light: np.ndarray) -> np.ndarray:
+    """Linear light, cut to [0, 1] as a sensor does, as gamma-coded values."""
+    return np.clip(light, 0, 1) ** (1 / GAMMA)
+
 
 def luma(picture: np.ndarray) -> np.ndarray:
     """Brightness ``[height, width]`` of a float picture ``[height, width, 3]``."""
@@ -98,6 +111,21 @@ def scatter(
     opacity = rng.uniform(faintest, 1, number).astype(np.float32)
     seeds[rng.integers(0, rows, number), rng.integers(0, columns, number)] = opacity
     return _convolve_valid(seeds[..., None], kernel)[..., 0]
+
+
+def place_mask(mask: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    """A random window of a mask ``[any, any]``, mirrored half of the time, as ``[height, width]``.
+
+    The mask is scaled by at least what makes it cover the picture and at most 1.5 times that.
+    """
+    scale = max(height / mask.shape[0], width / mask.shape[1]) * rng.uniform(1, 1.5)
+    rows, columns = min(height / scale, mask.shape[0]), min(width / scale, mask.shape[1])
+    top, left = rng.uniform(0, mask.shape[0] - rows), rng.uniform(0, mask.shape[1] - columns)
+    window = Image.fromarray(np.ascontiguousarray(mask, np.float32)).resize(
+        (width, height), Image.Resampling.BILINEAR, box=(left, top, left + columns, top + rows)
+    )
+    placed = np.clip(np.asarray(window), 0, 1)
+    return placed[:, ::-1] if rng.random() < 0.5 else placed
 
 
 def convolve(picture: np.ndarray, kernel: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Degradations of lens, sensor and file: blur, noise, low resolution, JPEG."""
+"""Degradations of lens, sensor and file: blur, over-exposure, noise, low resolution, JPEG."""
 
 import io
 from dataclasses import dataclass
@@ -7,10 +7,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from cotir_jax.bench.degradations.filters import capsule_kernel, convolve, resize
-
-# Blur happens to light, not to gamma-coded values; 2.2 is sRGB's curve to within a few percent.
-_GAMMA = 2.2
+from cotir_jax.bench.degradations.filters import (
+    capsule_kernel,
+    convolve,
+    resize,
+    to_light,
+    to_picture,
+)
+from cotir_jax.bench.degradations.ranges import draw
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,13 @@ class DefocusBlurParams:
     """Radius of the blur disk in pixels."""
 
     radius: float
+
+
+@dataclass(frozen=True)
+class ExposureParams:
+    """How many stops too much."""
+
+    stops: float
 
 
 @dataclass(frozen=True)
@@ -62,9 +73,10 @@ class JpegParams:
 
 def sample_motion_blur(severity: float, side: int, rng: np.random.Generator) -> MotionBlurParams:
     """Camera motion of ``severity`` in [0, 1]: 7 to 37 pixels at side 512."""
-    length = (7 + 27 * severity + rng.uniform(0, 3)) * side / 512
-    bend = float(rng.uniform(0.3, 1.2)) if rng.random() < 0.5 else 0.0
-    return MotionBlurParams(max(float(length), 2.0), float(rng.uniform(-90, 90)), bend)
+    length = draw("motion-blur", "length", severity, rng) * side / 512
+    bend = draw("motion-blur", "bend", severity, rng) if rng.random() < 0.5 else 0.0
+    degrees = draw("motion-blur", "degrees", severity, rng)
+    return MotionBlurParams(max(length, 2.0), degrees, bend)
 
 
 def motion_kernel(params: MotionBlurParams, rng: np.random.Generator) -> np.ndarray:
@@ -101,8 +113,8 @@ def motion_blur(
 
 def sample_defocus_blur(severity: float, side: int, rng: np.random.Generator) -> DefocusBlurParams:
     """Defocus of ``severity`` in [0, 1]: radius 2 to 8 pixels at side 512."""
-    radius = (2.0 + 5.5 * severity + rng.uniform(0, 0.5)) * side / 512
-    return DefocusBlurParams(max(float(radius), 0.8))
+    radius = draw("defocus-blur", "radius", severity, rng) * side / 512
+    return DefocusBlurParams(max(radius, 0.8))
 
 
 def disk_kernel(radius: float) -> np.ndarray:
@@ -119,17 +131,37 @@ def defocus_blur(
 
 
 def _blur_light(picture: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    light = convolve(picture**_GAMMA, kernel)
-    return np.clip(light, 0, 1) ** (1 / _GAMMA)
+    # Blur happens to light, not to gamma-coded values.
+    return to_picture(convolve(to_light(picture), kernel))
+
+
+def sample_over_exposure(severity: float, side: int, rng: np.random.Generator) -> ExposureParams:
+    """Over-exposure of ``severity`` in [0, 1]: half a stop to two and a half."""
+    return ExposureParams(draw("over-exposure", "stops", severity, rng))
+
+
+def over_exposure(
+    picture: np.ndarray, params: ExposureParams, rng: np.random.Generator
+) -> np.ndarray:
+    """Expose too long: I = clip(J^2.2 2^EV)^(1/2.2); the sensor clips before its noise.
+
+    Args:
+        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+
+    References:
+        Afifi et al., Learning Multi-Scale Photo Exposure Correction, CVPR 2021 (stops as the
+        unit).
+    """
+    return to_picture(to_light(picture) * np.float32(2**params.stops))
 
 
 def sample_noise(severity: float, side: int, rng: np.random.Generator) -> NoiseParams:
     """Noise of ``severity`` in [0, 1]: sigma 10 to 50 of 255, or photons with a like sigma."""
-    sigma = (10 + 37 * severity + rng.uniform(0, 3)) / 255
+    sigma = draw("noise", "sigma", severity, rng) / 255
     if rng.random() < 0.6:
-        return NoiseParams("gaussian", sigma=float(sigma), grey=bool(rng.random() < 0.25))
+        return NoiseParams("gaussian", sigma=sigma, grey=bool(rng.random() < 0.25))
     # At middle grey, photon noise of this many photons has the same standard deviation.
-    return NoiseParams("poisson", photons=float(0.5 / sigma**2))
+    return NoiseParams("poisson", photons=0.5 / sigma**2)
 
 
 def noise(picture: np.ndarray, params: NoiseParams, rng: np.random.Generator) -> np.ndarray:
@@ -147,9 +179,9 @@ def sample_low_resolution(
     severity: float, side: int, rng: np.random.Generator
 ) -> LowResolutionParams:
     """Low resolution of ``severity`` in [0, 1]: 1.8 to 4.5 times smaller."""
-    factor = 1.8 + 2.4 * severity + rng.uniform(0, 0.3)
+    factor = draw("low-resolution", "factor", severity, rng)
     down = str(rng.choice(["BOX", "BILINEAR", "BICUBIC"]))
-    return LowResolutionParams(float(factor), down, str(rng.choice(["BILINEAR", "BICUBIC"])))
+    return LowResolutionParams(factor, down, str(rng.choice(["BILINEAR", "BICUBIC"])))
 
 
 def low_resolution(
@@ -173,7 +205,7 @@ def low_resolution(
 
 def sample_jpeg_compression(severity: float, side: int, rng: np.random.Generator) -> JpegParams:
     """JPEG of ``severity`` in [0, 1]: quality about 40 down to 6."""
-    quality = 40 * (7 / 40) ** severity * rng.uniform(0.9, 1.1)
+    quality = draw("jpeg-compression", "quality", severity, rng)
     return JpegParams(int(np.clip(round(quality), 5, 95)), bool(rng.random() < 0.7))
 
 

@@ -1,6 +1,6 @@
-"""Degradations of the air between scene and camera: haze, rain streaks, snow."""
+"""Degradations of the air between scene and camera: haze, even or in patches, rain, snow."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -8,19 +8,40 @@ from cotir_jax.bench.degradations.filters import (
     capsule_kernel,
     guided_filter,
     luma,
+    place_mask,
     scatter,
     smooth_noise,
 )
+from cotir_jax.bench.degradations.ranges import draw
 
 
 @dataclass(frozen=True)
 class HazeParams:
-    """Density beta, airlight per channel in [0, 1], and what the depth is made from."""
+    """Density beta, airlight per channel in [0, 1], and what the depth is made from.
+
+    ``depth`` in its stead is a nearness map of the picture, ``[height, width]``, 1 nearest.
+    """
 
     density: float
     airlight: tuple[float, float, float]
     ramp_power: float
     noise_share: float
+    depth: np.ndarray | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class PatchyHazeParams:
+    """Mean density, airlight per channel in [0, 1], and the patches that the haze gathers in.
+
+    ``patchiness`` in [0, 1] is how far the density swings about its mean, ``patch`` the size in
+    pixels of the largest patches. ``depth`` is a nearness map as in ``HazeParams``.
+    """
+
+    density: float
+    airlight: tuple[float, float, float]
+    patchiness: float
+    patch: float
+    depth: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -28,7 +49,8 @@ class RainParams:
     """Streaks per picture, length and half width in pixels, lean from the vertical in degrees.
 
     ``opacity`` is the brightness that the strongest streak adds, ``veil`` the share of grey
-    mist of heavy rain, ``light`` the brightness of the air around the drops.
+    mist of heavy rain, ``light`` the brightness of the air around the drops. A ``mask``
+    ``[any, any]`` in [0, 1] replaces drawn streaks.
     """
 
     count: int
@@ -38,6 +60,7 @@ class RainParams:
     opacity: float
     veil: float
     light: float = 1.0
+    mask: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class SnowParams:
 
     ``smear`` is the length of the fall during exposure as a multiple of a flake's radius,
     ``whitening`` the share by which snow-lit air pales the picture, ``light`` the brightness of
-    the flakes.
+    the flakes. A ``mask`` ``[any, any]`` in [0, 1] replaces drawn flakes.
     """
 
     count: int
@@ -56,27 +79,37 @@ class SnowParams:
     opacity: float
     whitening: float
     light: float = 1.0
+    mask: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
 def sample_haze(severity: float, side: int, rng: np.random.Generator) -> HazeParams:
     """Haze of ``severity`` in [0, 1]; ranges around OneRestore's and RESIDE's."""
-    density = (0.45 + 1.65 * severity) * rng.uniform(0.92, 1.08)
-    grey = rng.uniform(0.72, 0.96)
-    tint = rng.uniform(-0.02, 0.02)  # cold or warm light
-    airlight = tuple(float(np.clip(grey + offset, 0, 1)) for offset in (-tint, 0.0, tint))
-    return HazeParams(density, airlight, rng.uniform(0.7, 1.6), rng.uniform(0.05, 0.28))
+    density = draw("haze", "density", severity, rng)
+    airlight = _airlight("haze", severity, rng)
+    ramp_power = draw("haze", "ramp_power", severity, rng)
+    return HazeParams(density, airlight, ramp_power, draw("haze", "noise_share", severity, rng))
+
+
+def _airlight(name: str, severity: float, rng: np.random.Generator) -> tuple[float, float, float]:
+    grey = draw(name, "airlight", severity, rng)
+    tint = draw(name, "tint", severity, rng)  # cold or warm light
+    red, green, blue = (float(np.clip(grey + offset, 0, 1)) for offset in (-tint, 0.0, tint))
+    return red, green, blue
 
 
 def haze(picture: np.ndarray, params: HazeParams, rng: np.random.Generator) -> np.ndarray:
-    """Veil float32 ``[height, width, 3]`` in [0, 1] by haze over a depth made from it."""
-    depth = depth_from_picture(picture, params.ramp_power, params.noise_share, rng)
+    """Veil float32 ``[height, width, 3]`` in [0, 1] by haze over its depth, made up or given."""
+    if params.depth is None:
+        depth = depth_from_picture(picture, params.ramp_power, params.noise_share, rng)
+    else:
+        depth = depth_from_nearness(picture, params.depth)
     return haze_over_depth(picture, depth, params.density, params.airlight)
 
 
 def haze_over_depth(
     picture: np.ndarray,
     depth: np.ndarray,
-    density: float,
+    density: float | np.ndarray,
     airlight: tuple[float, float, float],
 ) -> np.ndarray:
     """I = J t + A (1 - t) with transmission t = exp(-density depth).
@@ -84,7 +117,7 @@ def haze_over_depth(
     Args:
         picture: J, float32 ``[height, width, 3]`` in [0, 1].
         depth: float32 ``[height, width]``, 0 at the camera.
-        density: scattering per unit of depth.
+        density: scattering per unit of depth, one number or float32 ``[height, width]``.
         airlight: A, colour of fully opaque haze.
 
     References:
@@ -93,6 +126,43 @@ def haze_over_depth(
     transmission = np.exp(-density * depth)[..., None].astype(np.float32)
     light = np.asarray(airlight, np.float32)
     return light + (picture - light) * transmission
+
+
+def sample_patchy_haze(severity: float, side: int, rng: np.random.Generator) -> PatchyHazeParams:
+    """Patchy haze of ``severity`` in [0, 1]; patches grow with the picture's ``side``."""
+    name = "non-homogeneous-haze"
+    return PatchyHazeParams(
+        density=draw(name, "density", severity, rng),
+        airlight=_airlight(name, severity, rng),
+        patchiness=draw(name, "patchiness", severity, rng),
+        patch=draw(name, "patch", severity, rng) * side / 512,
+    )
+
+
+def patchy_haze(
+    picture: np.ndarray, params: PatchyHazeParams, rng: np.random.Generator
+) -> np.ndarray:
+    """Veil a picture by smoke-like haze: I = J t + A (1 - t), t = exp(-beta(x) d).
+
+    beta(x) = density ((1 - p) + 2 p n(x)) with patchiness p and n fractal noise of five octaves,
+    its contrast raised, mean about 1/2. The near air is hazy too: d = 0.4 + 0.6 depth.
+
+    Args:
+        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+
+    References:
+        Zhang et al., FoHIS, ICIP 2017 (extinction times Perlin noise); the look is that of
+        Ancuti et al., NH-HAZE, CVPRW 2020.
+    """
+    height, width = picture.shape[:2]
+    if params.depth is None:
+        depth = depth_from_picture(picture, 1.0, 0.1, rng)
+    else:
+        depth = depth_from_nearness(picture, params.depth)
+    noise = smooth_noise(height, width, params.patch, 5, rng)
+    swing = np.clip(0.5 + 1.7 * (noise - noise.mean()), 0, 1)
+    density = params.density * ((1 - params.patchiness) + 2 * params.patchiness * swing)
+    return haze_over_depth(picture, 0.4 + 0.6 * depth, density, params.airlight)
 
 
 def depth_from_picture(
@@ -116,20 +186,38 @@ def depth_from_picture(
     cue = np.clip(0.5 + 0.5 * (brightest - saturation), 0, 1)
     rough = (0.6 - noise_share / 2) * ramp + noise_share * noise + (0.4 - noise_share / 2) * cue
     depth = guided_filter(luma(picture), rough, max(side // 14, 2), 2e-3)
+    return _span(depth)
+
+
+def depth_from_nearness(picture: np.ndarray, nearness: np.ndarray) -> np.ndarray:
+    """The depth in [0.1, 1] of a map in which bright is near, float32 ``[height, width]``.
+
+    Raises:
+        ValueError: the map is not of the picture's height and width.
+    """
+    if nearness.shape != picture.shape[:2]:
+        raise ValueError(
+            f"a depth map of {list(nearness.shape)} came with a picture of "
+            f"{list(picture.shape[:2])} pixels; cut and resize it like the picture"
+        )
+    return _span(1 - nearness.astype(np.float32, copy=False))
+
+
+def _span(depth: np.ndarray) -> np.ndarray:
     low, high = np.percentile(depth[::4, ::4], [1, 99])
     return 0.1 + 0.9 * np.clip((depth - low) / max(float(high - low), 1e-3), 0, 1)
 
 
 def sample_rain_streak(severity: float, side: int, rng: np.random.Generator) -> RainParams:
     """Rain of ``severity`` in [0, 1]; sizes in pixels grow with the picture's ``side``."""
-    scale = side / 512
+    name, scale = "rain-streak", side / 512
     return RainParams(
-        count=int((180 + 560 * severity) * rng.uniform(0.85, 1.15)),
-        length=(rng.uniform(24, 40) + 30 * severity) * scale,
-        half_width=max(rng.uniform(0.6, 1.1) * scale, 0.3),
-        degrees=float(rng.uniform(-30, 30)),
-        opacity=(0.28 + 0.32 * severity) * rng.uniform(0.9, 1.1),
-        veil=0.18 * max(severity - 0.4, 0) * rng.uniform(0.5, 1.5),
+        count=int(draw(name, "count", severity, rng)),
+        length=draw(name, "length", severity, rng) * scale,
+        half_width=max(draw(name, "half_width", severity, rng) * scale, 0.3),
+        degrees=draw(name, "degrees", severity, rng),
+        opacity=draw(name, "opacity", severity, rng),
+        veil=draw(name, "veil", severity, rng),
     )
 
 
@@ -145,6 +233,19 @@ def rain_streak(picture: np.ndarray, params: RainParams, rng: np.random.Generato
         The heavy-rain model of Yang et al., CVPR 2017.
     """
     height, width = picture.shape[:2]
+    if params.mask is None:
+        streaks = _drawn_streaks(height, width, params, rng)
+    else:
+        streaks = place_mask(params.mask, height, width, rng)
+        # Collections render streaks at any brightness; the strongest one counts as 1.
+        streaks = streaks / max(float(np.percentile(streaks, 99.9)), 0.05)
+    rain = picture + params.light * params.opacity * np.minimum(streaks, 1)[..., None]
+    return np.clip((1 - params.veil) * rain + params.veil * 0.75 * params.light, 0, 1)
+
+
+def _drawn_streaks(
+    height: int, width: int, params: RainParams, rng: np.random.Generator
+) -> np.ndarray:
     streaks = np.zeros((height, width), np.float32)
     for share, size, strength in ((0.6, 0.6, 0.6), (0.3, 1.0, 0.85), (0.1, 1.6, 1.0)):
         kernel = capsule_kernel(
@@ -152,19 +253,18 @@ def rain_streak(picture: np.ndarray, params: RainParams, rng: np.random.Generato
         )
         count = int(params.count * share)
         streaks += scatter(height, width, count, kernel * strength, 0.35, rng)
-    rain = picture + params.light * params.opacity * np.minimum(streaks, 1)[..., None]
-    return np.clip((1 - params.veil) * rain + params.veil * 0.75 * params.light, 0, 1)
+    return streaks
 
 
 def sample_snow(severity: float, side: int, rng: np.random.Generator) -> SnowParams:
     """Snow of ``severity`` in [0, 1]; sizes in pixels grow with the picture's ``side``."""
     return SnowParams(
-        count=int((350 + 1150 * severity) * rng.uniform(0.85, 1.15)),
-        radius=max(rng.uniform(1.6, 2.6) * side / 512, 0.5),
-        degrees=float(rng.uniform(-40, 40)),
-        smear=float(rng.uniform(0.5, 3)),
-        opacity=float(rng.uniform(0.75, 0.95)),
-        whitening=0.3 * severity * rng.uniform(0.6, 1.0),
+        count=int(draw("snow", "count", severity, rng)),
+        radius=max(draw("snow", "radius", severity, rng) * side / 512, 0.5),
+        degrees=draw("snow", "degrees", severity, rng),
+        smear=draw("snow", "smear", severity, rng),
+        opacity=draw("snow", "opacity", severity, rng),
+        whitening=draw("snow", "whitening", severity, rng),
     )
 
 
@@ -177,6 +277,19 @@ def snow(picture: np.ndarray, params: SnowParams, rng: np.random.Generator) -> n
         picture: J, float32 ``[height, width, 3]`` in [0, 1].
     """
     height, width = picture.shape[:2]
+    if params.mask is None:
+        cover = _drawn_flakes(height, width, params, rng)
+    else:
+        cover = place_mask(params.mask, height, width, rng)
+    cover = params.opacity * cover[..., None]
+    lit = np.minimum(0.8 * luma(picture) + 0.35 * params.light, 1)[..., None]
+    pale = (1 - params.whitening) * picture + params.whitening * np.maximum(picture, lit)
+    return np.clip(pale * (1 - cover) + params.light * cover, 0, 1)
+
+
+def _drawn_flakes(
+    height: int, width: int, params: SnowParams, rng: np.random.Generator
+) -> np.ndarray:
     cover = np.zeros((height, width), np.float32)
     # Share of the flakes, size, opacity, edge ramp in radii: near flakes are out of focus.
     layers = ((0.72, 0.5, 0.75, 0.9), (0.23, 1.0, 1.0, 0.8), (0.05, 2.4, 0.8, 1.3))
@@ -186,7 +299,4 @@ def snow(picture: np.ndarray, params: SnowParams, rng: np.random.Generator) -> n
         kernel = capsule_kernel(radius * params.smear, lean, radius, max(radius * ramp, 0.9))
         flakes = scatter(height, width, int(params.count * share), kernel * strength, 0.4, rng)
         cover = 1 - (1 - cover) * (1 - np.clip(flakes, 0, 1))
-    cover = params.opacity * cover[..., None]
-    lit = np.minimum(0.8 * luma(picture) + 0.35 * params.light, 1)[..., None]
-    pale = (1 - params.whitening) * picture + params.whitening * np.maximum(picture, lit)
-    return np.clip(pale * (1 - cover) + params.light * cover, 0, 1)
+    return cover

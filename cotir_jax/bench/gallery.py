@@ -1,0 +1,157 @@
+"""Contact sheets of the benchmark: every degradation at three severities, and the composites."""
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from cotir_jax.bench.composites import SEEN, SINGLES, UNSEEN, apply_chain, sample_chain
+from cotir_jax.bench.photos import find_photos, trimmed_photo
+from cotir_jax.pictures import PICTURE_SUFFIXES, contact_sheet, save_picture
+
+_SEVERITIES = {"mild": 1 / 6, "moderate": 1 / 2, "severe": 5 / 6}
+_COMPOSITE_SEVERITY = 0.45
+_COLUMNS = 7
+# Those of scikit-image's photographs that show a scene and one to be mirrored in panes.
+_PHOTO, _SECOND = "coffee", "motorcycle_left"
+
+
+def write_gallery(
+    out: Path | str, photo: Path | str | None = None, side: int = 160, seed: int = 8
+) -> list[Path]:
+    """Draw two sheets: ``out`` with every degradation, and beside it one with the composites.
+
+    Args:
+        out: the first picture; the second one's name has ``-composites`` before the suffix.
+        photo: what to degrade; by default a photograph that ships inside scikit-image.
+        side: of each picture on the sheets in pixels; they are degraded at three times that.
+        seed: of every draw.
+
+    Returns:
+        The two files.
+
+    Raises:
+        ValueError: the photo cannot be read, or the suffix is no picture's.
+    """
+    out = Path(out)
+    if out.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(
+            f"{out}: suffix {out.suffix!r} is not one of {', '.join(PICTURE_SUFFIXES)}"
+        )
+    clean = _square(trimmed_photo(_bundled(_PHOTO) if photo is None else Path(photo)), 3 * side)
+    # A photo of the user's comes without a second one; it is mirrored itself.
+    second = trimmed_photo(_bundled(_SECOND)) if photo is None else None
+    other = out.with_name(f"{out.stem}-composites{out.suffix}")
+    save_picture(degradations_sheet(clean, side, seed, second), out)
+    save_picture(composites_sheet(clean, side, seed, second), other)
+    return [out, other]
+
+
+def degradations_sheet(
+    clean: np.ndarray, side: int, seed: int = 0, second: np.ndarray | None = None
+) -> np.ndarray:
+    """The clean picture and every degradation at three severities, in two halves.
+
+    Args:
+        clean: uint8 ``[size, size, 3]``.
+        side: of each picture on the sheet.
+        seed: of the draws.
+        second: uint8 ``[any, any, 3]`` to show in window reflections.
+
+    Returns:
+        uint8 ``[height, width, 3]``.
+    """
+    rows = {"clean": [_small(clean, side)]}
+    for name in SINGLES:
+        rows[name] = [
+            _example(clean, name, severity, side, seed, second) for severity in _SEVERITIES.values()
+        ]
+    half = (len(rows) + 1) // 2
+    labels = list(rows)
+    halves = [
+        contact_sheet([rows[name] for name in part], part, list(_SEVERITIES), font_size=13)
+        for part in (labels[:half], labels[half:])
+    ]
+    return np.concatenate(_same_size(halves, axis=0), axis=1)
+
+
+def composites_sheet(
+    clean: np.ndarray, side: int, seed: int = 0, second: np.ndarray | None = None
+) -> np.ndarray:
+    """The composites at moderate severity with their names, those of the test alone last.
+
+    Args: as of ``degradations_sheet``.
+
+    Returns:
+        uint8 ``[height, width, 3]``.
+    """
+    blocks = []
+    for label, names in (("seen", SEEN), ("unseen: test only", UNSEEN)):
+        cells = [
+            _captioned(_example(clean, name, _COMPOSITE_SEVERITY, side, seed, second), name)
+            for name in names
+        ]
+        rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
+        head = [label] + [""] * (len(rows[0]) - 1)
+        blocks.append(contact_sheet(rows, column_labels=head, font_size=13))
+    return np.concatenate(_same_size(blocks, axis=1))
+
+
+def _example(
+    clean: np.ndarray, name: str, severity: float, side: int, seed: int, second: np.ndarray | None
+) -> np.ndarray:
+    # The same draws at each severity, so that only the strength differs.
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    chain = sample_chain(name, min(clean.shape[:2]), rng, severity, second=second)
+    return _small(apply_chain(clean, chain, rng), side)
+
+
+def _small(picture: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
+
+
+def _captioned(picture: np.ndarray, name: str) -> np.ndarray:
+    """The picture with the parts of its name below it, in up to three lines."""
+    size, width = 11, picture.shape[1]
+    try:
+        font = ImageFont.load_default(size)
+    except (TypeError, ImportError, OSError):  # a Pillow built without FreeType
+        font = ImageFont.load_default()
+    lines = [""]
+    for number, part in enumerate(name.split("+")):
+        word = part if number == 0 else f"+ {part}"
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    strip = Image.new("RGB", (width, 3 * (size + 2)), "white")
+    for number, line in enumerate(lines):
+        ImageDraw.Draw(strip).text((1, number * (size + 1)), line, "black", font=font)
+    return np.concatenate([picture, np.asarray(strip)])
+
+
+def _same_size(parts: list[np.ndarray], axis: int) -> list[np.ndarray]:
+    """White added at the bottom (axis 0) or on the right (axis 1) of the smaller ones."""
+    most = max(part.shape[axis] for part in parts)
+    padded = []
+    for part in parts:
+        room = [(0, 0), (0, 0), (0, 0)]
+        room[axis] = (0, most - part.shape[axis])
+        padded.append(np.pad(part, room, constant_values=255))
+    return padded
+
+
+def _square(photo: np.ndarray, side: int) -> np.ndarray:
+    height, width = photo.shape[:2]
+    least = min(height, width)
+    left, top = (width - least) // 2, (height - least) // 2
+    box = (left, top, left + least, top + least)
+    image = Image.fromarray(photo).resize((side, side), Image.Resampling.LANCZOS, box=box)
+    return np.asarray(image)
+
+
+def _bundled(stem: str) -> Path:
+    train, test = find_photos(None, None, 0)
+    return next(path for path in train + test if path.stem == stem)

@@ -1,0 +1,57 @@
+"""The five learned no-reference metrics of the release, through pyiqa where it is installed.
+
+pyiqa brings PyTorch and fetches each metric's network when it is first used; this is the one place
+that imports it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+# The release's column -> pyiqa's name.
+PYIQA_NAMES = {
+    "clipiqa_plus": "clipiqa+",
+    "qalign": "qalign",
+    "liqe": "liqe",
+    "maclip": "maclip",
+    "clip_iqa": "clipiqa",
+}
+
+
+def open_learned(column: str) -> Callable[[np.ndarray], float]:
+    """Loads one learned metric.
+
+    Args:
+        column: key of `PYIQA_NAMES`.
+
+    Returns:
+        A function of a uint8 `[height, width, 3]` picture; one call runs at a time.
+
+    Raises:
+        ValueError: pyiqa is absent, or cannot make the metric: one line with the reason.
+    """
+    try:
+        pyiqa = importlib.import_module("pyiqa")
+    except ImportError as error:
+        raise ValueError(f"pyiqa cannot be imported ({_line(error)}); pip install pyiqa") from None
+    try:
+        metric = pyiqa.create_metric(PYIQA_NAMES[column])
+    except Exception as error:  # networks that cannot be fetched, no GPU, versions at odds
+        raise ValueError(f"pyiqa cannot load {PYIQA_NAMES[column]} ({_line(error)})") from None
+    lock = threading.Lock()
+
+    def score(picture: np.ndarray) -> float:
+        # Pictures pass as Pillow images, so that all metrics see the same 8-bit RGB values.
+        with lock:
+            return float(metric(Image.fromarray(picture)))
+
+    return score
+
+
+def _line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:200]
