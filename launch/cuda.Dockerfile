@@ -2,7 +2,7 @@
 # runtime, which these variables tell what to mount.
 FROM python:3.12.11-slim-bookworm
 
-ARG JAX_VERSION=0.10.2
+ARG JAX_VERSION=0.12.0.1
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /opt/cotir

@@ -17,7 +17,7 @@ LOCAL_DATA=${LOCAL_DATA:-}              # Cloud TPU: copy the data to this disk 
 CACHE_MB=${CACHE_MB:-50000}             # of shards kept on each host's disk; 0: no cache
 WORKDIR=${WORKDIR:-$WRITE_MOUNT/runs/$NAME}
 # The flags of train.sh were checked against this version; an unknown flag ends the program.
-JAX_VERSION=${JAX_VERSION:-0.10.2}
+JAX_VERSION=${JAX_VERSION:-0.12.0.1}
 
 # --- Google Cloud ---
 PROJECT=${PROJECT:-}

@@ -1,7 +1,7 @@
 # Hosts of a TPU slice bring the devices; libtpu comes with the extra.
 FROM python:3.12.11-slim-bookworm
 
-ARG JAX_VERSION=0.10.2
+ARG JAX_VERSION=0.12.0.1
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
 WORKDIR /opt/cotir
 COPY setup.py requirements.txt pyproject.toml README.md ./

@@ -9,9 +9,8 @@ platform=${1:-}
 [ $# = 0 ] || shift
 cd "$(dirname "$0")/.."
 
-# Checked with jax 0.10.2 (libtpu 0.0.42): each is known there, and an unknown one ends the program.
-# Compiled ahead of time, a scan over sharded layers gets an asynchronous gather by these flags on
-# v4, v5p and v6e; on v5e they are the defaults. What they gain in time has not been measured.
+# A flag that libtpu does not know ends the program; these compile nano for v4, v5e, v5p and v6e with
+# libtpu 0.0.50 (of jax 0.12.0) and 0.0.52. What they gain in time has not been measured.
 case $platform in
   tpu)
     flags=(
@@ -21,10 +20,9 @@ case $platform in
       # both as start and done, so that the scheduler has something to move.
       --xla_enable_async_all_gather=true
       --xla_enable_async_all_reduce=true
-      # Carries the steps of a collective inside the matrix products that run meanwhile; gathers of
-      # the next weights are most of what this model moves.
+      # Carries the steps of a collective inside the matrix products that run meanwhile. (Its variant
+      # for gathers is refused on v4, v5p and v6e from libtpu 0.0.50 on.)
       --xla_tpu_enable_async_collective_fusion=true
-      --xla_tpu_enable_async_collective_fusion_fuse_all_gather=true
       # One gather may stretch over several products: one block's weights take longer than one.
       --xla_tpu_enable_async_collective_fusion_multiple_steps=true
       # The matrix unit computes while the same core drives the transfer.

@@ -54,7 +54,7 @@ INSTALL = (
     "if systemctl is-active --quiet cotir; then echo error: running, stop it first; exit 1; fi; "
     "rm -rf cotir && mkdir cotir && gcloud storage cp gs://bkt/code/run1.tar.gz - | "
     "tar xz -C cotir && BUCKET=bkt READ_MOUNT=/mnt/cotir-read WRITE_MOUNT=/mnt/cotir DATA=data "
-    "LOCAL_DATA='' CACHE_MB=50000 JAX_VERSION=0.10.2 bash cotir/launch/worker_install.sh"
+    "LOCAL_DATA='' CACHE_MB=50000 JAX_VERSION=0.12.0.1 bash cotir/launch/worker_install.sh"
 )
 INDEX = (
     "cotir-venv/bin/python -c 'import sys; from cotir_jax.data.shard_index import ShardIndex; "
@@ -155,7 +155,7 @@ VERBS = {
     ),
     "image": (
         "image.sh", {"PLATFORM": "cuda"}, [], [
-            f"docker build --file={LAUNCH}/cuda.Dockerfile --build-arg=JAX_VERSION=0.10.2 "
+            f"docker build --file={LAUNCH}/cuda.Dockerfile --build-arg=JAX_VERSION=0.12.0.1 "
             f"--tag=registry/cotir:1 {ROOT}",
             "docker push registry/cotir:1",
         ],

@@ -137,13 +137,13 @@ def on_worker(script: str, *args: str, env: dict[str, str]) -> list[str]:
 def test_worker_installs_and_mounts_once(worker):
     settings = {
         "BUCKET": "bkt", "READ_MOUNT": "/mnt/read", "WRITE_MOUNT": "/mnt/write", "DATA": "data",
-        "LOCAL_DATA": "", "CACHE_MB": "500", "JAX_VERSION": "0.10.2",
+        "LOCAL_DATA": "", "CACHE_MB": "500", "JAX_VERSION": "0.12.0.1",
     }  # fmt: skip
     home = worker["HOME"]
     first = on_worker("worker_install.sh", env=worker | settings)
     install = (
         f"uv pip install -q --python {home}/cotir-venv --reinstall-package cotir_jax "
-        f"{home}/cotir[tpu] jax==0.10.2"
+        f"{home}/cotir[tpu] jax==0.12.0.1"
     )
     mounts = [
         "gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 "
