@@ -8,7 +8,7 @@ The same file serves larger slices and more of them: `data` takes the devices be
 
 from configs import tpu
 
-_SAMPLES = {"klein-4b": 10, "klein-9b": 6, "kontext-12b": 7}
+_SAMPLES = {"klein-4b": 7, "klein-9b": 4, "kontext-12b": 4}
 
 
 def get_config(model: str = "klein-4b"):
