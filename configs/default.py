@@ -42,6 +42,9 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     data = config.data = ml_collections.ConfigDict()
     # A CoTIR-Bench folder. Empty: build one from `bench` in the workdir first.
     data.dir = ""
+    # Make every training sample when it is read, from `bench`, so that none comes twice; `dir`, or
+    # what is built in its place, then serves validation and test alone.
+    data.fresh = False
     # Probability of a sample's vague prompt, from a step on.
     data.vague = ((0, 0.2), (10_000, 0.3), (20_000, 0.4), (30_000, 0.5), (40_000, 0.6))
     # Worker processes that decode; 0 decodes in threads of this process.

@@ -1,12 +1,12 @@
-"""`cotir`: restore, evaluate, fit-niqe, verify; bench and checkpoint commands from siblings."""
+"""`cotir`: evaluate, fit-niqe, verify; the other commands from siblings."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from cotir_jax import cli_bench, cli_checkpoints, errors
+from cotir_jax import cli_bench, cli_checkpoints, cli_explain, cli_restore, errors
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,7 +20,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("cotir", description="Restore photos; build and score tests.")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="command")
-    _add_restore(commands)
+    cli_restore.add_restore(commands)
+    cli_explain.add_explain(commands)
+    cli_explain.add_calibrate(commands)
     _add_evaluate(commands)
     _add_fit_niqe(commands)
     cli_bench.add_bench(commands)
@@ -30,34 +32,6 @@ def _parser() -> argparse.ArgumentParser:
     verify.add_argument("folder", type=Path)
     verify.set_defaults(run=_verify)
     return parser
-
-
-def _add_restore(commands) -> None:
-    restore = commands.add_parser("restore", help="restore a picture or a folder of pictures")
-    restore.add_argument("source", type=Path, nargs="?", metavar="IN", help="picture or folder")
-    restore.add_argument("--jsonl", type=Path, help="a test split's test.jsonl, in place of IN")
-    restore.add_argument(
-        "--prompts",
-        choices=("vague", "precise", "both"),
-        default="both",
-        help="with --jsonl: which prompts; results go to OUT/vague and OUT/precise",
-    )
-    restore.add_argument(
-        "--baseline",
-        metavar="NAME[,NAME]",
-        help="classical restorers in place of the model, or all; a folder's or split's results go "
-        "to OUT/NAME",
-    )
-    restore.add_argument(
-        "--model-dir", default="nano", help="model folder (default: packaged nano)"
-    )
-    restore.add_argument("--out", type=Path, help="file or folder (default: restored/)")
-    restore.add_argument("--prompt", help="what is wrong with the picture, or a .txt file with it")
-    restore.add_argument("--steps", type=int, help="sampling steps")
-    restore.add_argument("--seed", type=int, default=0)
-    restore.add_argument("--tile", type=int, help="tile side in pixels; 0: the whole picture")
-    restore.add_argument("--compare", action="store_true", help="write degraded | restored")
-    restore.set_defaults(run=_restore)
 
 
 def _add_evaluate(commands) -> None:
@@ -109,94 +83,6 @@ def _verify(args: argparse.Namespace) -> None:
         print(f"{verdict} {check.name}: relative error {check.error:.2e} (limit {check.limit:.0e})")
     if failed:
         raise ValueError(f"{failed} checks failed")
-
-
-def _restore(args: argparse.Namespace) -> None:
-    from cotir_jax import restore
-
-    if (args.source is None) == (args.jsonl is None):
-        raise ValueError("name a picture or folder to restore, or a split with --jsonl")
-    prompt = args.prompt or restore.DEFAULT_PROMPT
-    if prompt.endswith(".txt"):
-        path = Path(prompt)
-        if not path.is_file():
-            raise ValueError(f"{path}: no such prompt file")
-        prompt = path.read_text().strip()
-    out = args.out or Path("restored")
-    if args.baseline:
-        _restore_with_baselines(args, out)
-        return
-    restorer = restore.Restorer.load(args.model_dir)
-    if args.jsonl is not None:
-        _restore_split(args, restorer, out)
-        return
-    _print_lines(
-        restore.restore_path(
-            restorer,
-            args.source,
-            out,
-            prompt,
-            num_steps=args.steps,
-            seed=args.seed,
-            tile=args.tile,
-            compare=args.compare,
-        )
-    )
-
-
-def _restore_split(args: argparse.Namespace, restorer, out: Path) -> None:
-    import jax
-
-    from cotir_jax.restore_split import restore_listing
-
-    for prompts in ("vague", "precise") if args.prompts == "both" else (args.prompts,):
-        lines = restore_listing(
-            restorer,
-            args.jsonl,
-            out / prompts,
-            prompts,
-            settings={
-                "model": args.model_dir,
-                "prompts": prompts,
-                "steps": args.steps,
-                "seed": args.seed,
-                "tile": args.tile,
-            },
-            num_steps=args.steps,
-            key=jax.random.key(args.seed),
-            tile=args.tile,
-        )
-        print(f"{_print_lines(lines)} pictures restored, all are in {out / prompts}", flush=True)
-
-
-def _restore_with_baselines(args: argparse.Namespace, out: Path) -> None:
-    from cotir_jax import baselines, restore, restore_split
-
-    names = list(baselines.BASELINES) if args.baseline == "all" else args.baseline.split(",")
-    functions = {name: baselines.baseline(name) for name in names}
-    if args.source is not None and not args.source.is_dir() and len(names) > 1:
-        raise ValueError(f"{args.source}: is no folder; name one baseline for one picture")
-    for name, function in functions.items():
-
-        def restorer(picture, _prompt, function=function, **_options):
-            return function(picture)
-
-        if args.jsonl is not None:
-            lines = restore_split.restore_listing(
-                restorer, args.jsonl, out / name, None, settings={"baseline": name}
-            )
-        else:
-            target = out / name if args.source.is_dir() else out
-            lines = restore.restore_path(restorer, args.source, target, compare=args.compare)
-        print(f"{name}: {_print_lines(lines)} pictures", flush=True)
-
-
-def _print_lines(lines: Iterable[str]) -> int:
-    count = 0
-    for line in lines:
-        print(line, flush=True)
-        count += not line.startswith("skipped ")
-    return count
 
 
 def _evaluate(args: argparse.Namespace) -> None:

@@ -27,7 +27,13 @@ from cotir_jax import (
     training_loop,
 )
 from cotir_jax.bench.build import build_bench
+from cotir_jax.bench.plan import make_plan
+from cotir_jax.data.fresh_samples import FreshSamples
 from cotir_jax.pictures import contact_sheet, load_picture, save_picture
+from cotir_jax.restore_split import restore_listing
+
+# Fields of `config.bench` that name folders; empty: none.
+_FOLDERS = ("photos", "test_photos", "depth", "rain_masks", "snow_masks")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/nano.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, events, results.")
@@ -72,7 +78,8 @@ def main(argv: list[str]) -> None:
         run_config.check_config(config)
         data_dir = Path(config.data.dir) if config.data.dir else build_data(config, workdir)
         try:
-            result = training_loop.run_training(config, workdir, data_dir)
+            fresh = FreshSamples(make_plan(**bench_options(config))) if config.data.fresh else None
+            result = training_loop.run_training(config, workdir, data_dir, fresh)
         except training_loop.Interrupted as interrupted:
             print_result({"interrupted": str(interrupted)})
             sys.exit(0)
@@ -91,26 +98,20 @@ def print_result(result: dict) -> None:
 def build_data(config, workdir: Path) -> Path:
     """Builds the benchmark of `config.bench` in the workdir, once; other processes wait for it."""
     run_config.check_workdir(config, workdir)
-    out, bench = workdir / "bench", config.bench
+    out = workdir / "bench"
     while not distributed.is_first() and not out.exists():
         time.sleep(0.5)
     if not out.exists():
-        build_bench(
-            out,
-            bench.photos or None,
-            test_photos=bench.test_photos or None,
-            samples_per_degradation=bench.samples_per_degradation,
-            test_per_degradation=bench.test_per_degradation,
-            size=bench.size,
-            seed=bench.seed,
-            degradations=bench.degradations,
-            composites=bench.composites,
-            depth=bench.depth or None,
-            rain_masks=bench.rain_masks or None,
-            snow_masks=bench.snow_masks or None,
-            workers=bench.workers or None,
-        )
+        build_bench(out, **bench_options(config), workers=config.bench.workers or None)
     return out
+
+
+def bench_options(config) -> dict:
+    """What `make_plan` and `build_bench` are told of `config.bench`."""
+    bench = config.bench.to_dict()
+    return {name: value or None for name, value in bench.items() if name in _FOLDERS} | {
+        name: value for name, value in bench.items() if name not in (*_FOLDERS, "workers")
+    }
 
 
 def evaluate_run(config, workdir: Path, data_dir: Path) -> dict:
@@ -124,7 +125,9 @@ def evaluate_run(config, workdir: Path, data_dir: Path) -> dict:
     lines = (test / "test.jsonl").read_text().splitlines()
     part = jax.process_index(), jax.process_count()
     for _ in tqdm(
-        restore.restore_test_split(restorer, test, results, prompts, part=part),
+        restore_listing(
+            restorer.pixels, test / "test.jsonl", results / prompts, prompts, part=part
+        ),
         total=len(lines) // part[1],
         unit="picture",
         disable=None if distributed.is_first() else True,

@@ -1,8 +1,11 @@
-"""Restoring pictures: one jitted program on overlapping tiles of one size."""
+"""Restoring pictures: one jitted program, on whole pictures or on overlapping crops of one size."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import jax
@@ -10,22 +13,28 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cotir_jax import partitioning, text
+from cotir_jax import colour, explain, partitioning, text, tiling
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.models import pipeline
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.transformer import Text, Transformer
-from cotir_jax.pictures import list_pictures, load_picture, save_picture, side_by_side
-from cotir_jax.restore_split import Restore, restore_listing
+from cotir_jax.photo import Photo
+from cotir_jax.restored import Picture, Restored, as_photo, check_pixels, unit_range
 
 DEFAULT_PROMPT = "Please restore this degraded photo."
 
-# Tiles per call of the program: fewer are padded to this, so one program serves every picture.
-TILE_BATCH = 4
+# Crops per call of the program: fewer are padded to this, so one program serves every picture.
+CROP_BATCH = 4
+# Pictures above this many pixels are restored in crops of `LARGE_TILE` by models that take a
+# picture whole: FLUX was trained at about one megapixel.
+LARGEST_WHOLE = 1024 * 1024
+LARGE_TILE = 1024
 
 # XLA's CPU compiler multiplies in float32, and would make a float32 copy of all stacked bfloat16
 # weights before the loop over layers: for klein-4b at 512x512, 17 GB of temporaries in place of 2.
 _CPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+
+Progress = Callable[[int, int], None]
 
 
 class Restorer:
@@ -36,6 +45,14 @@ class Restorer:
       autoencoder: of pictures and latents.
       encoders: of prompts.
       mesh: devices that all lie on.
+      folder: where the model came from; explanations are calibrated by a file there.
+
+    Attributes:
+      jitted: the restore program, for use with other JAX code:
+        `jitted(weights, pictures, text, empty_text, corners, key, num_steps=1)`; arguments and
+        result as in `pipeline.restore_range`.
+      weights: its first argument: states of transformer and autoencoder.
+      graphdefs: the static halves of both, for `nnx.merge`.
     """
 
     def __init__(
@@ -44,31 +61,34 @@ class Restorer:
         autoencoder: Autoencoder | PatchAutoencoder,
         encoders: text.TextEncoders,
         mesh: Mesh,
+        folder: Path | None = None,
     ):
-        self.config = model.config
-        self.mesh = mesh
-        self.encoders = encoders
+        self.config, self.mesh, self.encoders, self.folder = model.config, mesh, encoders, folder
         graphdef, weights = nnx.split(model)
         # What trains is kept in float32; in a forward pass it is cast to this anyway.
         weights = jax.tree.map(lambda x: x.astype(self.config.dtype), weights)
         autoencoder_graphdef, autoencoder_weights = nnx.split(autoencoder)
         self.weights = weights, autoencoder_weights
+        self.graphdefs = graphdef, autoencoder_graphdef
+        self._parts = math.prod(mesh.shape[axis] for axis in partitioning.BATCH_AXES)
+        self._text = lru_cache(maxsize=16)(self._encode)
 
-        def run(weights, pictures, prompt, empty, key, num_steps):
-            return pipeline.restore_pictures(
+        def run(weights, pictures, text, empty_text, corners, key, num_steps):
+            return pipeline.restore_range(
                 nnx.merge(graphdef, weights[0]),
                 nnx.merge(autoencoder_graphdef, weights[1]),
                 pictures,
-                prompt,
+                text,
                 key,
                 num_steps,
-                empty,
+                empty_text,
+                corners,
             )
 
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        self.program = jax.jit(
-            run, static_argnames="num_steps", compiler_options=_CPU_OPTIONS if on_cpu else None
-        )
+        self.jitted = jax.jit(run, static_argnames="num_steps")
+        # jax takes compiler options only of a program that is not part of another.
+        options = _CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+        self._program = jax.jit(run, static_argnames="num_steps", compiler_options=options)
 
     @classmethod
     def load(cls, folder: str | Path = "nano", mesh: Mesh | None = None) -> Restorer:
@@ -90,188 +110,265 @@ class Restorer:
         # The small parts first: what is missing shows before gigabytes are read.
         autoencoder = model_folder.load_autoencoder(path, mesh)
         encoders = text.load_text_encoders(path, config, mesh, rules)
-        return cls(model_folder.load_model(path, mesh, rules), autoencoder, encoders, mesh)
+        return cls(model_folder.load_model(path, mesh, rules), autoencoder, encoders, mesh, path)
 
     def __call__(
         self,
-        picture: np.ndarray,
+        picture: Picture,
         prompt: str = DEFAULT_PROMPT,
         *,
         num_steps: int | None = None,
-        key: jax.Array | None = None,
+        seed: int = 0,
         tile: int | None = None,
-    ) -> np.ndarray:
+        explain: bool = False,
+        match_colour: bool = False,
+        progress: Progress | None = None,
+    ) -> Restored:
         """Restores one picture at its own size.
 
         Args:
-          picture: uint8 `[height, width, 3]`.
+          picture: a file, its bytes, a Pillow picture, a `Photo`, or an array uint8 or uint16
+            `[height, width, 3]` (also `[height, width]`, or with alpha `[height, width, 4]`).
           prompt: what is wrong with it, in words.
           num_steps: sampling steps; the model's own number by default.
-          key: of the starting noise; `jax.random.key(0)` by default.
-          tile: side of the tiles in pixels, a multiple of the patch; 0 for the whole picture.
+          seed: of the starting noise.
+          tile: side in pixels of the largest piece that goes through the program at once, a
+            multiple of the patch; 0 for the whole picture. It bounds memory. By default, and for
+            models that look at a picture crop by crop (`config.tile`), see `pixels`.
+          explain: also compute what was wrong with it.
+          match_colour: take the low frequencies from the degraded picture (`colour.py`): against
+            colour shifts, and wrong where light or colour are what is to be repaired.
+          progress: called with how many of how many calls of the program are done.
+
+        Raises:
+          ValueError: for an unreadable picture, another shape or dtype, or an impossible tile.
+        """
+        return self.group(
+            [as_photo(picture)],
+            None,
+            prompt,
+            num_steps=num_steps,
+            seed=seed,
+            tile=tile,
+            explain=explain,
+            match_colour=match_colour,
+            progress=progress,
+        )[0]
+
+    def batch(
+        self,
+        pictures: Sequence[Picture],
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        num_steps: int | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        explain: bool = False,
+        match_colour: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Restored]:
+        """Restores several pictures; those that go through one program share its calls.
+
+        Args are those of a single call. A picture's result is that of a single call with the
+        bucket that `plan` gives its size.
+        """
+        photos = [as_photo(picture) for picture in pictures]
+        done: dict[int, Restored] = {}
+        for indices, bucket in self.plan([photo.pixels.shape[:2] for photo in photos], tile):
+            results = self.group(
+                [photos[index] for index in indices],
+                bucket,
+                prompt,
+                num_steps=num_steps,
+                seed=seed,
+                tile=tile,
+                explain=explain,
+                match_colour=match_colour,
+            )
+            done |= dict(zip(indices, results, strict=True))
+            if progress:
+                progress(len(done), len(photos))
+        return [done[index] for index in range(len(photos))]
+
+    def group(
+        self,
+        photos: Sequence[Photo],
+        bucket: tuple[int, int] | None,
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        num_steps: int | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        explain: bool = False,
+        match_colour: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Restored]:
+        """Restores one of the groups of `plan`; the other arguments are those of a single call."""
+        pixels = [photo.pixels for photo in photos]
+        if bucket is None:
+            results = [
+                self.pixels(
+                    one, prompt, num_steps=num_steps, seed=seed, tile=tile, progress=progress
+                )
+                for one in pixels
+            ]
+        else:
+            results = self._whole(pixels, bucket, prompt, num_steps=num_steps, seed=seed)
+        return [
+            self._finish(photo, result, explain, match_colour)
+            for photo, result in zip(photos, results, strict=True)
+        ]
+
+    def plan(
+        self, sizes: Sequence[tuple[int, int]], tile: int | None = None
+    ) -> list[tuple[list[int], tuple[int, int] | None]]:
+        """Groups pictures so that few programs are compiled and all devices have work.
+
+        Args:
+          sizes: height and width of each picture.
+          tile: as in a call.
 
         Returns:
-          uint8 `[height, width, 3]`.
+          Groups: indices into `sizes`, as many as there are devices at most, and the size of the
+          program that takes them whole; None for a picture that is restored crop by crop.
+        """
+        whole = [index for index, size in enumerate(sizes) if not self._crop_side(size, tile)]
+        # One program is left for crops where there are any.
+        most = tiling.MAX_PROGRAMS - (len(whole) < len(sizes))
+        buckets = tiling.choose_buckets(
+            [sizes[index] for index in whole], self.config.patch, max_programs=most
+        )
+        groups: list[tuple[list[int], tuple[int, int] | None]] = []
+        waiting: dict[tuple[int, int], list[int]] = {}
+        for index, size in enumerate(sizes):
+            if self._crop_side(size, tile):
+                groups.append(([index], None))
+                continue
+            bucket = buckets[size]
+            waiting.setdefault(bucket, []).append(index)
+            if len(waiting[bucket]) == self._parts:
+                groups.append((waiting.pop(bucket), bucket))
+        return groups + [(indices, bucket) for bucket, indices in waiting.items()]
+
+    def pixels(
+        self,
+        pixels: np.ndarray,
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        num_steps: int | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        progress: Progress | None = None,
+    ) -> np.ndarray:
+        """Restores an array at its own size; nothing is resized.
+
+        A model with `config.tile` looks at overlapping crops of that size, the context that it was
+        trained with, whatever `tile` says: attention over more than that would be spread too thin
+        (Chu et al. 2022, arXiv 2112.04491, find the same of statistics over whole pictures). Models
+        without take a picture whole up to `LARGEST_WHOLE` pixels, mirrored up to a bucket of sizes,
+        and larger ones in crops of `LARGE_TILE`.
+
+        Args:
+          pixels: uint8 or uint16 `[height, width, 3]`.
+
+        Returns:
+          Array of the same shape and dtype.
 
         Raises:
           ValueError: for another shape or dtype, or an impossible tile.
         """
-        if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
-            raise ValueError(
-                f"picture {picture.shape} {picture.dtype}: expected uint8 [height, width, 3]"
-            )
-        tile = self.config.tile if tile is None else tile
-        if tile < 0 or tile % self.config.patch:
+        check_pixels(pixels)
+        if tile is not None and (tile < 0 or tile % self.config.patch):
             raise ValueError(f"tile={tile}: must be 0 or a multiple of {self.config.patch}")
-        height, width = picture.shape[:2]
-        patch = self.config.patch
-        shape = (tile, tile) if tile else (_up(height, patch), _up(width, patch))
-        padded = _pad(picture, shape)
-        tiles, corners = _cut(padded, shape)
-        key = jax.random.key(0) if key is None else key
-        restored = self._run(tiles, prompt, num_steps or self.config.num_steps, key)
-        return _blend(restored, corners, padded.shape)[:height, :width]
+        side = self._crop_side(pixels.shape[:2], tile)
+        if not side:
+            bucket = tiling.bucket(pixels.shape[:2], self.config.patch)
+            return self._whole([pixels], bucket, prompt, num_steps=num_steps, seed=seed)[0]
+        half = np.iinfo(pixels.dtype).max / 2
+        batch = self._crop_batch(pixels.shape[:2], side, tile)
 
-    def _run(self, tiles: np.ndarray, prompt: str, num_steps: int, key: jax.Array) -> np.ndarray:
-        batch = min(TILE_BATCH, len(tiles)) if self.config.tile == 0 else TILE_BATCH
-        guided = self.config.guidance > 0 and not self.config.guidance_embed
-        prompts = self._texts(prompt, batch), self._texts("", batch) if guided else None
-        results = []
+        def run(crops: np.ndarray, corners: np.ndarray) -> jax.Array:
+            return (self._run(crops, corners, prompt, num_steps, seed) + 1) * half
+
+        return tiling.restore_in_tiles(
+            pixels, run, tile=side, multiple=self.config.patch, batch=batch, progress=progress
+        )
+
+    @property
+    def programs(self) -> int:
+        """How many programs have been compiled so far."""
+        return self._program._cache_size()
+
+    @cached_property
+    def explainer(self) -> explain.Explainer:
+        """Tells what was wrong with a picture, from the adapter's thoughts."""
+        return explain.Explainer.load(self)
+
+    def _crop_side(self, size: tuple[int, int], tile: int | None) -> int:
+        """Side of the crops that a picture is restored in; 0: it is taken whole."""
+        if self.config.tile:
+            return self.config.tile
+        if tile is None:
+            return LARGE_TILE if math.prod(size) > LARGEST_WHOLE else 0
+        return tile if max(size) > tile else 0
+
+    def _crop_batch(self, size: tuple[int, int], side: int, tile: int | None) -> int:
+        """Crops of one call: a fixed few, or as many as lie in a tile."""
+        count = CROP_BATCH
+        if self.config.tile and tile is not None:
+            sides = size if tile == 0 else (tile, tile)
+            count = math.prod(len(tiling.starts(s, side, self.config.patch)) for s in sides)
+        return -(-count // self._parts) * self._parts
+
+    def _whole(
+        self,
+        pictures: Sequence[np.ndarray],
+        bucket: tuple[int, int],
+        prompt: str,
+        *,
+        num_steps: int | None,
+        seed: int,
+    ) -> list[np.ndarray]:
+        """Restores pictures whole, mirrored up to `bucket`; at most one for each device."""
+        padded = [tiling.mirror(picture, bucket) for picture in pictures]
+        padded += padded[-1:] * (self._parts - len(padded))
+        tops = [np.iinfo(picture.dtype).max for picture in padded]
+        scaled = np.stack([unit_range(picture) for picture in padded])
+        out = np.asarray(self._run(scaled, None, prompt, num_steps, seed))
+        return [
+            np.rint((one[: p.shape[0], : p.shape[1]] + 1) * (top / 2)).astype(p.dtype)
+            for p, one, top in zip(pictures, out, tops, strict=False)
+        ]
+
+    def _run(
+        self,
+        pictures: np.ndarray,
+        corners: np.ndarray | None,
+        prompt: str,
+        num_steps: int | None,
+        seed: int,
+    ) -> jax.Array:
+        split = partitioning.batch_sharding(self.mesh)
+        two_passes = self.config.guidance > 0 and not self.config.guidance_embed
+        texts = self._text(prompt, len(pictures))
+        empty = self._text("", len(pictures)) if two_passes else None
+        inputs = jax.device_put((unit_range(pictures), texts, empty, corners), split)
         with jax.set_mesh(self.mesh):
-            for start in range(0, len(tiles), batch):
-                part = tiles[start : start + batch]
-                missing = batch - len(part)
-                full = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)])
-                out = self.program(self.weights, full, *prompts, key, num_steps=num_steps)
-                results.append(np.asarray(out)[: len(part)])
-        return np.concatenate(results)
+            return self._program(
+                self.weights,
+                *inputs,
+                jax.random.key(seed),
+                num_steps=num_steps or self.config.num_steps,
+            )
 
-    def _texts(self, prompt: str, batch: int) -> Text:
+    def _encode(self, prompt: str, batch: int) -> Text:
         one = text.encode_prompts(self.encoders, [prompt])
         return jax.tree.map(lambda x: np.repeat(x, batch, axis=0), one)
 
-
-def restore_path(
-    restorer: Restore,
-    source: Path,
-    out: Path,
-    prompt: str = DEFAULT_PROMPT,
-    *,
-    num_steps: int | None = None,
-    seed: int = 0,
-    tile: int | None = None,
-    compare: bool = False,
-) -> Iterator[str]:
-    """Restores a picture or a folder of pictures.
-
-    Args:
-      restorer: a `Restorer`, or a function that is called like one.
-      source: picture file or folder.
-      out: a file name for a single picture, or a folder; it is made where needed.
-      seed: of the starting noise.
-      compare: write degraded and restored side by side instead of the restored picture.
-
-    Yields:
-      A line per picture.
-
-    Raises:
-      ValueError: for an unreadable single picture, or after the last one of a folder when some
-        could not be read.
-    """
-    source, out = Path(source), Path(out)
-    single = source.is_file()
-    failed, key = [], jax.random.key(seed)
-    paths = [source] if single else list_pictures(source)
-    for path in paths:
-        target = out if single and out.suffix else out / f"{path.stem}.png"
-        try:
-            picture = load_picture(path)
-        except ValueError as error:
-            if single:
-                raise
-            failed.append(path.name)
-            yield f"skipped {error}"
-            continue
-        restored = restorer(picture, prompt, num_steps=num_steps, key=key, tile=tile)
-        save_picture(side_by_side([picture, restored]) if compare else restored, target)
-        yield f"{path.name} {picture.shape[1]}x{picture.shape[0]} -> {target}"
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(paths)} pictures could not be read: {failed[:5]}")
-
-
-def restore_test_split(
-    restorer: Restore,
-    test: Path,
-    out: Path,
-    prompts: str,
-    num_steps: int | None = None,
-    part: tuple[int, int] = (0, 1),
-) -> Iterator[str]:
-    """Restores a benchmark's test split (`test.jsonl`) into `out/<prompts>/`.
-
-    Args:
-      test: folder with `test.jsonl` and `lq/`.
-      out: results folder.
-      prompts: "vague" or "precise".
-      num_steps: sampling steps; the model's own number by default.
-      part: which of how many parts of the split: processes share it.
-
-    Yields:
-      A line per picture.
-
-    Raises:
-      ValueError: for a missing or damaged split.
-    """
-    yield from restore_listing(
-        restorer,
-        Path(test) / "test.jsonl",
-        Path(out) / prompts,
-        prompts,
-        part=part,
-        num_steps=num_steps,
-    )
-
-
-def _up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
-
-
-def _pad(picture: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """Mirrors the lower and right edges until at least `shape`; nothing is resized."""
-    grow = [max(0, size - side) for side, size in zip(picture.shape[:2], shape, strict=True)]
-    return np.pad(picture, ((0, grow[0]), (0, grow[1]), (0, 0)), mode="symmetric")
-
-
-def _starts(side: int, tile: int) -> list[int]:
-    """Tile starts that overlap by at least a quarter and end at the edge."""
-    if side <= tile:
-        return [0]
-    count = 1 + -(-(side - tile) // (tile - tile // 4))
-    return [round(index * (side - tile) / (count - 1)) for index in range(count)]
-
-
-def _cut(picture: np.ndarray, shape: tuple[int, int]) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    height, width = shape
-    corners = [
-        (top, left)
-        for top in _starts(picture.shape[0], height)
-        for left in _starts(picture.shape[1], width)
-    ]
-    tiles = [picture[top : top + height, left : left + width] for top, left in corners]
-    return np.stack(tiles), corners
-
-
-def _blend(tiles: np.ndarray, corners: list[tuple[int, int]], shape: tuple[int, ...]) -> np.ndarray:
-    """Averages overlapping tiles under a smooth window, so that no edge shows."""
-    height, width = tiles.shape[1:3]
-    window = (_window(height)[:, None] * _window(width))[..., None]
-    total = np.zeros(shape, np.float32)
-    weight = np.zeros((*shape[:2], 1), np.float32)
-    for tile, (top, left) in zip(tiles, corners, strict=True):
-        total[top : top + height, left : left + width] += tile * window
-        weight[top : top + height, left : left + width] += window
-    return np.round(total / weight).astype(np.uint8)
-
-
-def _window(size: int) -> np.ndarray:
-    return np.sin((np.arange(size) + 0.5) * np.pi / size).astype(np.float32) ** 2 + 1e-3
+    def _finish(
+        self, photo: Photo, restored: np.ndarray, explain: bool, match_colour: bool
+    ) -> Restored:
+        thoughts = self.explainer(photo.pixels) if explain else None
+        if match_colour:
+            restored = colour.match_low_frequencies(restored, photo.pixels)
+        return Restored(dataclasses.replace(photo, pixels=restored), thoughts)

@@ -24,6 +24,7 @@ from cotir_jax import text as text_lib
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.checkpoints.training import TrainingCheckpoints
 from cotir_jax.data.batches import CorruptCounter, Stage, stage_batches
+from cotir_jax.data.fresh_samples import FreshSamples
 from cotir_jax.data.shard_index import ShardIndex
 from cotir_jax.metric_writer import MetricFiles
 from cotir_jax.models import pipeline, presets
@@ -39,7 +40,12 @@ class Interrupted(Exception):
     """SIGTERM or SIGINT arrived; the state has been saved."""
 
 
-def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Path) -> dict:
+def run_training(
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    data_dir: Path,
+    fresh: FreshSamples | None = None,
+) -> dict:
     """Trains, or continues the run in `workdir`, and writes the best weights to `workdir/model`.
 
     Every process of a job calls it; they share the file system.
@@ -48,6 +54,7 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Pat
       config: see `configs/default.py`.
       workdir: checkpoints, event files and the resulting model.
       data_dir: a CoTIR-Bench folder.
+      fresh: samples to train on in place of those in `data_dir`, which then serve validation.
 
     Returns:
       The last step's metrics, with `step` and what `Throughput.report` measured.
@@ -61,6 +68,11 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Pat
     run_config.check_workdir(config, workdir)
     mesh = partitioning.make_mesh(dict(config.mesh))
     index, held_out = ShardIndex.build(data_dir).split(config.data.validation)
+    if fresh is not None and fresh.degradations != index.degradations:
+        raise ValueError(
+            f"{data_dir}: its degradations are not those of config.bench; remove it, or set "
+            "config.data.dir to a benchmark of the same ones"
+        )
     settings = run_config.train_settings(config, len(index.degradations))
     stages = run_config.make_stages(config)
     text = text_lib.load_text_encoders(
@@ -83,7 +95,7 @@ def run_training(config: ml_collections.ConfigDict, workdir: Path, data_dir: Pat
         if held_out is not None:
             loop.validation = Validation(held_out, config, model_config, stages[-1], text, mesh)
         try:
-            state, metrics = loop.run(frozen, state, placement, index, stages)
+            state, metrics = loop.run(frozen, state, placement, fresh or index, stages)
             write_model(workdir, config, checkpoints, frozen, state, placement)
         finally:
             loop.close()
@@ -129,7 +141,7 @@ class Loop:
         frozen: train.Frozen,
         state: train.TrainState,
         placement: train.TrainState,
-        index: ShardIndex,
+        index: ShardIndex | FreshSamples,
         stages: list[Stage],
     ) -> tuple[train.TrainState, dict]:
         """Runs all steps that are left; returns the final state and metrics."""
@@ -198,7 +210,7 @@ class Loop:
         return state, result
 
     def _batches(
-        self, index: ShardIndex, stage: Stage, first_sample: int, step: int
+        self, index: ShardIndex | FreshSamples, stage: Stage, first_sample: int, step: int
     ) -> Generator[dict[str, jax.Array]]:
         """Batches from `step` on, over the whole mesh; each process reads its devices' rows."""
         data = self.config.data

@@ -8,7 +8,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cotir_jax"
 PURE = {"objective", "sampling", "image_metrics", "partitioning", "pictures", "errors",
         "metric_writer", "distributed", "throughput", "intervals", "learned_metrics",
-        "no_reference_metrics", "split_listing"}  # fmt: skip
+        "no_reference_metrics", "split_listing", "tiling", "colour", "photo_exif",
+        "photo_loaders", "calibration"}  # fmt: skip
 MAY_IMPORT = {
     **{name: set() for name in PURE},
     "models": {"models", "partitioning", "sampling"},
@@ -28,8 +29,13 @@ MAY_IMPORT = {
     "validation": PURE | {"train", "text", "models", "checkpoints", "data"},
     "training_loop": PURE
     | {"run_config", "train", "text", "models", "checkpoints", "data", "validation", "flops"},
+    "photo": {"photo_exif", "photo_loaders"},
     "restore_split": PURE,
-    "restore": PURE | {"restore_split", "models", "checkpoints", "text"},
+    "phrase_bank": PURE | {"bench", "text_encoder"},
+    "explain": PURE | {"models", "checkpoints", "text", "bench", "phrase_bank"},
+    "restored": PURE | {"photo", "explain"},
+    "restore": PURE | {"photo", "explain", "restored", "models", "checkpoints", "text"},
+    "restore_folder": PURE | {"photo", "restore", "restored"},
     "lpips": {"checkpoints"},
     "baselines": {"bench"},
     "scores": PURE | {"lpips"},
@@ -38,12 +44,15 @@ MAY_IMPORT = {
     "report": PURE | {"scores", "evaluate", "report_page"},
     "verify": PURE | {"train", "models", "checkpoints"},
     "main": PURE
-    | {"compile_report", "run_config", "training_loop", "restore", "evaluate", "bench"},
+    | {"compile_report", "run_config", "training_loop", "restore", "restore_split", "evaluate"}
+    | {"bench", "data"},
     "cli_checkpoints": PURE | {"models", "checkpoints", "data"},
     "cli_bench": PURE | {"bench"},
+    "cli_restore": PURE | {"restore", "restored", "restore_folder", "restore_split", "baselines"},
+    "cli_explain": PURE | {"photo", "explain", "restore"},
     "cli": PURE
-    | {"cli_bench", "cli_checkpoints", "restore", "evaluate", "bench", "verify"}
-    | {"scores", "report", "baselines", "restore_split"},
+    | {"cli_explain", "cli_bench", "cli_checkpoints", "cli_restore", "evaluate", "bench", "verify"}
+    | {"scores", "report"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

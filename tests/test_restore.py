@@ -1,15 +1,21 @@
-"""Restoring: sizes, tiles, folders and bad input, with the model that ships."""
+"""Restoring: sizes, types, tiles and bad input, with the model that ships."""
 
+import io
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
-from cotir_jax import cli, restore
+from cotir_jax import cli, restore, restored
 from cotir_jax.checkpoints import model_folder
+from cotir_jax.models import pipeline
 from cotir_jax.pictures import load_picture, save_picture
 
 
@@ -28,53 +34,99 @@ def dark():
 
 def test_the_shipped_model_brightens_a_dark_photo(restorer, dark):
     clean, degraded = dark
-    restored = restorer(degraded, "brighten this dark photo")
-    assert restored.shape == clean.shape and restored.dtype == np.uint8
-    gain = peak_signal_noise_ratio(clean, restored) - peak_signal_noise_ratio(clean, degraded)
+    result = restorer(degraded, "brighten this dark photo").image
+    assert result.shape == clean.shape and result.dtype == np.uint8
+    gain = peak_signal_noise_ratio(clean, result) - peak_signal_noise_ratio(clean, degraded)
     assert gain > 3.0
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("shape", [(1, 1), (7, 200), (128, 128), (129, 131)])
-def test_any_size_keeps_its_size(restorer, shape):
-    picture = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
-    assert restorer(picture).shape == picture.shape
+def test_any_size_keeps_its_size_and_type(restorer, shape, dtype):
+    high = np.iinfo(dtype).max
+    picture = np.random.default_rng(0).integers(0, high + 1, (*shape, 3), dtype)
+    result = restorer.pixels(picture)
+    assert result.shape == picture.shape and result.dtype == dtype
 
 
-def test_a_result_does_not_depend_on_the_other_tiles(restorer, dark):
-    degraded = dark[1][:128, :128]
-    alone = restorer(degraded)
-    again = restorer(np.concatenate([degraded] * 2, axis=1), tile=128)
-    np.testing.assert_array_equal(alone[:, :20], restorer(degraded)[:, :20])
-    # Near the left edge only the first tile counts.
-    assert np.abs(alone[:, :16].astype(int) - again[:, :16]).max() <= 8
+def test_sixteen_bits_restore_as_eight_do(restorer, dark):
+    degraded = dark[1][:100, :140]
+    fine = restorer.pixels(degraded.astype(np.uint16) * 257)
+    assert np.abs(fine / 257 - restorer.pixels(degraded)).max() <= 0.5 + 1e-3
+    assert len(np.unique(fine)) > 256  # not eight bits stretched
 
 
-def test_blending_gives_back_what_was_cut():
-    picture = np.random.default_rng(0).integers(0, 256, (300, 411, 3), np.uint8)
-    tiles, corners = restore._cut(picture, (128, 128))
-    assert all(tile.shape == (128, 128, 3) for tile in tiles)
-    np.testing.assert_array_equal(restore._blend(tiles, corners, picture.shape), picture)
+def test_a_tile_bounds_memory_and_does_not_show(restorer, dark):
+    degraded = dark[1]
+    usual, whole = restorer.pixels(degraded), restorer.pixels(degraded, tile=0)
+    assert peak_signal_noise_ratio(usual, whole) > 60
+    assert peak_signal_noise_ratio(usual, restorer.pixels(degraded, tile=192)) > 60
 
 
-def test_folder_and_single_file(restorer, dark, tmp_path):
-    source = tmp_path / "in"
-    source.mkdir()
-    save_picture(dark[1][:60, :70], source / "a.png")
-    (source / "broken.png").write_bytes((source / "a.png").read_bytes()[:500])
-    lines = []
-    with pytest.raises(ValueError, match=r"1 of 2 pictures.*broken"):
-        lines.extend(restore.restore_path(restorer, source, tmp_path / "out"))
-    assert load_picture(tmp_path / "out" / "a.png").shape == (60, 70, 3)
-    list(restore.restore_path(restorer, source / "a.png", tmp_path / "b.jpg", compare=True))
-    assert load_picture(tmp_path / "b.jpg").shape[1] > 140
-    with pytest.raises(ValueError, match="broken"):
-        list(restore.restore_path(restorer, source / "broken.png", tmp_path / "c.png"))
-    assert not (tmp_path / "c.png").exists()
+def test_crops_that_overlap_start_from_the_same_noise(restorer, monkeypatch):
+    started = []
+    monkeypatch.setattr(
+        pipeline.sampling, "euler", lambda velocity, noise, schedule: started.append(noise) or noise
+    )
+    patch = restorer.config.patch
+    corners = np.array([[0, 0], [0, 3 * patch], [5 * patch, 0]], np.int32)
+    pictures, texts = np.zeros((3, 64, 64, 3), np.float32), restorer._text("", 3)
+    model = nnx.merge(restorer.graphdefs[0], restorer.weights[0])
+    autoencoder = nnx.merge(restorer.graphdefs[1], restorer.weights[1])
+    pipeline.restore_range(model, autoencoder, pictures, texts, jax.random.key(0), 1, None, corners)
+    first, right, down = started[0]
+    np.testing.assert_array_equal(first[:, 3:], right[:, :-3])
+    np.testing.assert_array_equal(first[5:], down[:-5])
+    assert not np.allclose(first, right)
+
+
+def test_what_a_call_takes_and_gives(restorer, dark, tmp_path):
+    degraded = dark[1][:64, :80]
+    save_picture(degraded, tmp_path / "dark.png")
+    expected = restorer.pixels(degraded, seed=3)
+    for picture in (
+        tmp_path / "dark.png",
+        str(tmp_path / "dark.png"),
+        (tmp_path / "dark.png").read_bytes(),
+        Image.fromarray(degraded),
+        degraded,
+    ):
+        result = restorer(picture, seed=3)
+        np.testing.assert_array_equal(result.image, expected)
+    result.save(tmp_path / "out.webp", quality=80)
+    assert load_picture(tmp_path / "out.webp").shape == degraded.shape
+    assert Image.open(io.BytesIO(result._repr_png_())).size == (80, 64)
+    together = restorer.batch([degraded, tmp_path / "dark.png"], seed=3)
+    for one in together:
+        np.testing.assert_array_equal(one.image, expected)
+    grey = restorer(degraded[..., 0])
+    assert grey.photo.grey and grey.image.shape == degraded.shape
+    alpha = np.concatenate([degraded, degraded[..., :1]], axis=-1)
+    np.testing.assert_array_equal(restorer(alpha).photo.alpha, degraded[..., 0])
+
+
+def test_the_program_composes_with_other_jax_code(restorer, dark):
+    """Its gradient to the picture agrees with a finite difference."""
+    picture = restored.unit_range(dark[1][None, :64, :64])
+    texts, key = restorer._text("", 1), jax.random.key(0)
+
+    @jax.jit
+    def brightness(offset):
+        shifted = jnp.asarray(picture) + offset
+        out = restorer.jitted(restorer.weights, shifted, texts, None, None, key, num_steps=1)
+        return out.mean()
+
+    slope = jax.grad(brightness)(0.0)
+    step = 1e-2
+    difference = (brightness(step) - brightness(-step)) / (2 * step)
+    np.testing.assert_allclose(slope, difference, rtol=0.05)
 
 
 def test_wrong_input_is_named(restorer, tmp_path):
     with pytest.raises(ValueError, match="uint8"):
         restorer(np.zeros((8, 8, 3), np.float32))
+    with pytest.raises(ValueError, match="no such file"):
+        restorer("nothing.png")
     with pytest.raises(ValueError, match="tile=9"):
         restorer(np.zeros((8, 8, 3), np.uint8), tile=9)
     with pytest.raises(ValueError, match="not a model folder"):

@@ -79,9 +79,10 @@ class Plan:
         for name in self.names[split]:
             for start in range(0, self.counts[split], samples):
                 numbers = range(start, min(start + samples, self.counts[split]))
-                yield self._job(split, name, numbers)
+                yield self.job(split, name, numbers)
 
-    def _job(self, split: str, name: str, numbers: range) -> "Job":
+    def job(self, split: str, name: str, numbers: range) -> "Job":
+        """The samples ``numbers`` of one degradation."""
         # Photos take turns, from a start that differs between degradations.
         photos = self.photos[split]
         turns = [number + _code(name) for number in numbers]
@@ -236,8 +237,15 @@ def make_samples(job: Job) -> Iterator[Sample]:
         yield make_sample(job, number)
 
 
-def make_sample(job: Job, number: int) -> Sample:
-    """Crop a photo, degrade it, write its thoughts and encode both pictures."""
+def make_sample(job: Job, number: int, compress_level: int = 1) -> Sample:
+    """Crop a photo, degrade it, write its thoughts and encode both pictures.
+
+    Args:
+        job: what is asked for.
+        number: one of its numbers.
+        compress_level: of PNG. 1 is the benchmark's: encoding is most of the time, and higher
+            levels save few bytes on photos. 0 is for samples that are not kept.
+    """
     # One generator per sample, so that no split of the work changes the outcome.
     rng = np.random.default_rng([job.seed, SPLITS.index(job.split), _code(job.name), number])
     path = job.photos[number - job.numbers.start]
@@ -253,9 +261,9 @@ def make_sample(job: Job, number: int) -> Sample:
     degraded = apply_chain(clean, chain, rng)
     scene = scene_writer(job.scene)(clean) if job.scene else None
     meta = write_meta(clean, chain, job.name, rng, scene)
-    # Level 1: encoding is most of the time, and higher levels save few bytes on photos.
     key = f"{folder_name(job.name)}-{number:06d}"
-    return Sample(key, encode_png(clean, 1), encode_png(degraded, 1), meta)
+    hq, lq = (encode_png(picture, compress_level) for picture in (clean, degraded))
+    return Sample(key, hq, lq, meta)
 
 
 def listing_line(job: Job, sample: Sample) -> dict[str, str]:

@@ -13,6 +13,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from cotir_jax.data.fresh_samples import FreshSamples
 from cotir_jax.data.mixing import locate
 from cotir_jax.data.prompts import check_vague_schedule, choose_prompt, vague_probability
 from cotir_jax.data.samples import CorruptSample, Texts, crop_pair, read_texts
@@ -39,7 +40,7 @@ class Stage:
 
 
 def stage_batches(
-    index: ShardIndex,
+    index: ShardIndex | FreshSamples,
     stage: Stage,
     *,
     seed: int,

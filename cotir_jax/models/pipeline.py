@@ -38,20 +38,48 @@ def restore_pictures(
     num_steps: int,
     empty_text: Text | None = None,
 ) -> jax.Array:
-    """Restores a batch of pictures (SPEC section 6).
+    """Restores a batch of 8-bit pictures: `restore_range` from and to uint8.
+
+    Args:
+      pictures: degraded, uint8 `[batch, height, width, 3]`; the others as `restore_range`'s.
+
+    Returns:
+      uint8 `[batch, height, width, 3]`.
+    """
+    degraded = to_unit_range(pictures)
+    return to_uint8(
+        restore_range(model, autoencoder, degraded, text, noise_key, num_steps, empty_text)
+    )
+
+
+def restore_range(
+    model: Transformer,
+    autoencoder: Autoencoder | PatchAutoencoder,
+    pictures: jax.Array,
+    text: Text,
+    noise_key: jax.Array,
+    num_steps: int,
+    empty_text: Text | None = None,
+    corners: jax.Array | None = None,
+) -> jax.Array:
+    """Restores a batch of pictures, or of crops of one picture (SPEC section 6).
 
     Args:
       model: the transformer.
       autoencoder: of pictures and latents.
-      pictures: degraded, uint8 `[batch, height, width, 3]`, sides multiples of the patch.
+      pictures: degraded, float32 `[batch, height, width, 3]` in [-1, 1], sides multiples of the
+        patch.
       text: of the prompts.
       noise_key: one key: all pictures of the batch start from the same noise, so that a picture's
         result does not depend on its place in the batch.
       num_steps: Euler steps.
       empty_text: of empty prompts, for models with two-pass guidance.
+      corners: int32 `[batch, 2]`, y and x in pixels, multiples of the patch, of crops of one
+        picture. The noise is then one field under the whole picture, which repeats itself after
+        the size of a crop, so that crops that overlap start alike where they do.
 
     Returns:
-      uint8 `[batch, height, width, 3]`.
+      float32 `[batch, height, width, 3]` in [-1, 1].
 
     Raises:
       ValueError: for shapes that do not fit the model.
@@ -60,8 +88,12 @@ def restore_pictures(
     two_passes = config.guidance > 0 and not config.guidance_embed
     if two_passes and empty_text is None:
         raise ValueError(f"{config.name} is guided by two passes: pass empty_text too")
-    condition = autoencoder.encode(to_unit_range(pictures))
+    condition = autoencoder.encode(pictures)
     noise = jax.random.normal(noise_key, condition.shape[1:], jnp.float32)
+    noise = jnp.broadcast_to(noise, condition.shape)
+    if corners is not None:
+        shift = -(corners // config.patch)
+        noise = jax.vmap(lambda field, by: jnp.roll(field, by, (0, 1)))(noise, shift)
     tokens = condition.shape[1] * condition.shape[2]
     schedule = sampling.schedule(config.family, num_steps, tokens)
     reference = condition_reference(model, condition) if config.reference_cache else None
@@ -85,5 +117,5 @@ def restore_pictures(
         unguided = run(empty_text)
         return unguided + config.guidance * (run(text) - unguided)
 
-    latents = sampling.euler(velocity, jnp.broadcast_to(noise, condition.shape), schedule)
-    return to_uint8(autoencoder.decode(latents))
+    restored = autoencoder.decode(sampling.euler(velocity, noise, schedule))
+    return jnp.clip(restored.astype(jnp.float32), -1.0, 1.0)

@@ -1,0 +1,118 @@
+"""EXIF of photographs: into libvips's pictures, and from and into TIFF, where libvips has none."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyvips
+from PIL import Image, TiffImagePlugin
+
+_ORIENTATION = 0x0112
+# Description, make, model, software, date, artist, copyright; directories: EXIF, GPS.
+_CAMERA_TAGS = (270, 271, 272, 305, 306, 315, 33432)
+_DIRECTORIES = (0x8769, 0x8825)
+# What Pillow raises on damaged EXIF.
+_DAMAGED = (OSError, ValueError, SyntaxError, LookupError, TypeError, OverflowError, struct.error)
+
+# It warns of what is left out here.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
+
+
+def set_upright(exif: bytes) -> bytes:
+    """An EXIF block for the upright picture: orientation 1 where it has one, and no thumbnail.
+
+    The thumbnail would show the degraded picture, and on its side.
+
+    Args:
+      exif: with or without the "Exif" marker before it; a damaged one is given back as it is.
+    """
+    block, base = bytearray(exif), 6 if exif.startswith(b"Exif\0\0") else 0
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[base : base + 4])
+    if order is None:
+        return exif
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, base + 4)
+        (count,) = struct.unpack_from(f"{order}H", block, base + start)
+        for entry in range(base + start + 2, base + start + 2 + 12 * count, 12):
+            if struct.unpack_from(f"{order}H", block, entry) == (_ORIENTATION,):
+                struct.pack_into(f"{order}HIHH", block, entry + 2, 3, 1, 1, 0)
+        struct.pack_into(f"{order}I", block, base + start + 2 + 12 * count, 0)  # next directory
+    except struct.error:
+        return exif
+    return bytes(block)
+
+
+def add_to_image(image: pyvips.Image, exif: bytes) -> None:
+    """Sets the metadata that libvips's savers make an EXIF block of.
+
+    They write only tags that are there as single fields too, and only a loader makes these: the
+    block is loaded in a picture of one pixel.
+    """
+    stream = io.BytesIO()
+    Image.new("L", (1, 1)).save(stream, "PNG", exif=exif)
+    header = pyvips.Image.pngload_buffer(stream.getvalue())
+    for name in header.get_fields():
+        if name.startswith("exif-") and not name.endswith("Orientation"):
+            image.set_type(header.get_typeof(name), name, header.get(name))
+    image.set_type(pyvips.GValue.gint_type, "orientation", 1)
+
+
+def from_tiff(source: Path | str | bytes) -> bytes | None:
+    """EXIF block made of a TIFF's tags; None where there are none, or they are damaged."""
+    try:
+        # Not the file that libvips reads from: it would miss its place.
+        with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+            found = Image.Exif()
+            found.load_from_fp(file)
+            tags = _camera_tags(found)
+        block = Image.Exif()
+        block.update(tags)
+        return block.tobytes() if tags else None
+    except _DAMAGED:
+        return None
+
+
+def add_to_tiff(file: BinaryIO, exif: bytes) -> None:
+    """Adds EXIF tags to a TIFF that was just written; its directory is written anew at the end.
+
+    Left out: damaged EXIF blocks, and files above 4 GB, which have another layout.
+    """
+    file.seek(0)
+    header = file.read(8)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(header[:4])
+    if order is None:
+        return
+    file.seek(*struct.unpack(f"{order}I", header[4:]))
+    (count,) = struct.unpack(f"{order}H", file.read(2))
+    own, following = file.read(12 * count), file.read(4)
+    end = file.seek(0, io.SEEK_END)
+    offset = end + end % 2
+    try:
+        block = Image.Exif()
+        block.load(exif)
+        directory = TiffImagePlugin.ImageFileDirectory_v2(header)
+        for tag, value in _camera_tags(block).items():
+            directory[tag] = value
+        added = directory.tobytes(offset)
+    except _DAMAGED:
+        return
+    added += bytes(len(added) % 2)
+    entries = {}  # the file's own come last: they stand
+    for table in (added[2 : 2 + 12 * len(directory)], own):
+        for entry in range(0, len(table), 12):
+            entries[struct.unpack_from(f"{order}H", table, entry)] = table[entry : entry + 12]
+    merged = b"".join(entries[tag] for tag in sorted(entries))
+    file.write(bytes(offset - end) + added)
+    file.write(struct.pack(f"{order}H", len(entries)) + merged + following)
+    file.seek(4)
+    file.write(struct.pack(f"{order}I", offset + len(added)))
+
+
+def _camera_tags(exif: Image.Exif) -> dict[int, Any]:
+    """Tags that are about the photograph rather than about how its file is laid out."""
+    tags = {tag: exif[tag] for tag in _CAMERA_TAGS if tag in exif}
+    return tags | {tag: ifd for tag in _DIRECTORIES if (ifd := dict(exif.get_ifd(tag)))}
