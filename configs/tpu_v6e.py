@@ -8,7 +8,7 @@ The same file serves larger slices and more of them: `data` takes the devices be
 
 from configs import tpu
 
-_SAMPLES = {"klein-4b": 16, "klein-9b": 9, "kontext-12b": 11}
+_SAMPLES = {"klein-4b": 16, "klein-9b": 10, "kontext-12b": 12}
 
 
 def get_config(model: str = "klein-4b"):

@@ -164,7 +164,7 @@ def stage_report(
         result["xla_flops_per_device"] = None
     else:
         used = compiled_program.memory(compiled)
-        slices = {device.id: getattr(device, "slice_index", 0) for device in mesh.devices.flat}
+        slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
         try:
             moved = compiled_program.collectives(compiled.as_text(), slices)
         except jax.errors.JaxRuntimeError as error:

@@ -10,10 +10,11 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def out_of_memory(message: str) -> int | None:
     return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
 
 
-def collectives(hlo: str, slice_of: Mapping[int, int] | None = None) -> dict[str, Moved]:
+def collectives(hlo: str, slice_of: Sequence[int] | None = None) -> dict[str, Moved]:
     """Collectives of a compiled program, read from its HLO text.
 
     Loops count as often as they run: their trip count is the constant that their condition
@@ -109,8 +110,8 @@ def collectives(hlo: str, slice_of: Mapping[int, int] | None = None) -> dict[str
 
     Args:
       hlo: `compiled.as_text()`.
-      slice_of: slice of each device number; groups over several slices are counted apart, under
-        the kind with " between slices" behind it.
+      slice_of: slice of each device, in the order of the mesh, by which the program numbers them;
+        groups over several slices are counted apart, under the kind with " between slices" behind.
 
     Returns:
       kind -> how often and how many bytes, those that occur.
@@ -127,7 +128,7 @@ def collectives(hlo: str, slice_of: Mapping[int, int] | None = None) -> dict[str
             if kind in _COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", line)
                 key = (kind, channel[1] if channel else match[1])
-                found[key] = (line, times, _group_size(line))
+                found[key] = (line, times, len(_groups(line)[0]))
             inner = times
             if match[3] == "while":
                 inner = times * _trip_count(computations, line)
@@ -220,19 +221,6 @@ def _step(body: Mapping[str, tuple[str, list[str]]], index: str) -> int:
     return added(carried[int(index)]) if kind == "tuple" else 1
 
 
-def _group_size(line: str) -> int:
-    """Devices that take part together."""
-    named = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)
-    if named:
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        return math.prod(sizes[name] for name in re.findall(r"'(\w+)'", named[2]))
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=", line)
-    if iota:
-        return int(iota[2])
-    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
-    return len(listed[1].split(",")) if listed else 1
-
-
 def _received(kind: str, line: str, size: int) -> float:
     """Bytes that a device receives in one run."""
     match = _INSTRUCTION.match(line)
@@ -253,20 +241,37 @@ def _bytes(dtype: str, shape: str) -> float:
     return _BYTES.get(dtype, 0) * math.prod(int(side) for side in shape.split(",") if side)
 
 
-def _crosses(line: str, slice_of: Mapping[int, int]) -> bool:
+def _crosses(line: str, slice_of: Sequence[int]) -> bool:
     """Whether the devices of a group lie in several slices."""
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}?[,\s]", line)
-    groups = re.findall(r"\{([\d,]+)\}", pairs[0] if pairs else "")
-    if not groups:
-        groups = _groups(line)
-    return any(len({slice_of[int(d)] for d in group.split(",")}) > 1 for group in groups)
+    groups = _listed(pairs[0]) if pairs else _groups(line)
+    return any(len({slice_of[device] for device in group}) > 1 for group in groups)
 
 
-def _groups(line: str) -> list[str]:
+def _groups(line: str) -> list[list[int]]:
+    """Devices that take part together, in any of the three ways in which XLA writes them."""
+    named = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)
+    if named:
+        sizes = re.findall(r"'(\w+)'=(\d+)", named[1])
+        axes = [name for name, _ in sizes]
+        together = [axes.index(name) for name in re.findall(r"'(\w+)'", named[2])]
+        apart = [axis for axis in range(len(axes)) if axis not in together]
+        shape = [int(size) for _, size in sizes]
+        numbers = np.arange(math.prod(shape)).reshape(shape).transpose(apart + together)
+        return numbers.reshape(-1, math.prod(shape[axis] for axis in together)).tolist()
+    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+    if iota:
+        shape = [int(size) for size in iota[3].split(",")]
+        order = [int(axis) for axis in iota[4].split(",")] if iota[4] else None
+        numbers = np.arange(math.prod(shape)).reshape(shape).transpose(order)
+        return numbers.reshape(int(iota[1]), int(iota[2])).tolist()
     listed = re.search(r"replica_groups=\{(\{.*?\})\}", line)
-    if listed:
-        return re.findall(r"\{([\d,]+)\}", listed[1])
-    return []
+    return _listed(listed[1]) if listed else [[0]]
+
+
+def _listed(text: str) -> list[list[int]]:
+    groups = re.findall(r"\{([\d,]+)\}", text)
+    return [[int(device) for device in group.split(",")] for group in groups] or [[0]]
 
 
 @contextlib.contextmanager

@@ -179,11 +179,35 @@ ENTRY %main (x: bf16[4,8]) -> bf16[4,8] {
 
 def test_collectives_are_read_as_the_tpu_compiler_writes_them():
     """A gather in two fusions is one; a loop counts to 12 by twos; kernels' braces end none."""
-    slices = {device: device // 8 for device in range(16)}
+    slices = [device // 8 for device in range(16)]
     assert compiled_program.collectives(TPU_PROGRAM, slices) == {
         "all-gather": (6, 6 * 32 * 8 * 2 * 7 / 8),
         "collective-permute between slices": (6, 6 * 4 * 8 * 2),
     }
+
+
+@pytest.mark.parametrize(
+    ("groups", "crosses"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", False),
+        ("{{0,4},{1,5},{2,6},{3,7}}", True),
+        ("[2,4]<=[8]", False),
+        ("[4,2]<=[2,4]T(1,0)", True),
+        ("mesh['data'=2,'fsdp'=4] {'fsdp'}", False),
+        ("mesh['data'=2,'fsdp'=4] {'data'}", True),
+    ],
+)
+def test_collectives_between_slices_are_told_apart(groups, crosses):
+    """Two slices of four devices, groups as XLA writes them."""
+    program = (
+        "HloModule jit_step\n\nENTRY %main (p: f32[8]) -> f32[8] {\n  %p = f32[8]{0} parameter(0)\n"
+        f"  ROOT %r = f32[8]{{0}} all-reduce(%p), channel_id=1, replica_groups={groups}, "
+        "to_apply=%add\n}\n"
+    )
+    found = compiled_program.collectives(program, [0, 0, 0, 0, 1, 1, 1, 1])
+    size = 2 if crosses else 4
+    expected = "all-reduce between slices" if crosses else "all-reduce"
+    assert found == {expected: (1, 2 * (size - 1) / size * 32)}
 
 
 def test_frozen_weights_take_no_gradient_and_no_optimizer_state():

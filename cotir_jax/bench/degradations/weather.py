@@ -181,7 +181,9 @@ def depth_from_picture(
     rows = 1 - np.arange(height, dtype=np.float32) / max(height - 1, 1)
     ramp = np.broadcast_to((rows**ramp_power)[:, None], (height, width))
     noise = smooth_noise(height, width, side / 2.5, 2, rng)
-    brightest, darkest = picture.max(axis=2), picture.min(axis=2)
+    red, green, blue = np.moveaxis(picture, 2, 0)
+    brightest = np.maximum(np.maximum(red, green), blue)
+    darkest = np.minimum(np.minimum(red, green), blue)
     saturation = (brightest - darkest) / np.maximum(brightest, 0.05)
     cue = np.clip(0.5 + 0.5 * (brightest - saturation), 0, 1)
     rough = (0.6 - noise_share / 2) * ramp + noise_share * noise + (0.4 - noise_share / 2) * cue
