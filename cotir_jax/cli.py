@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="command")
     cli_restore.add_restore(commands)
+    cli_restore.add_demo(commands)
     cli_explain.add_explain(commands)
     cli_explain.add_calibrate(commands)
     _add_evaluate(commands)

@@ -31,7 +31,7 @@ def add_calibrate(commands) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    from cotir_jax import calibration, explain
+    from cotir_jax import calibration, explain_split
     from cotir_jax.photo import read_photo
     from cotir_jax.restore import Restorer
 
@@ -42,15 +42,15 @@ def _explain(args: argparse.Namespace) -> None:
     if photo is not None:
         print(json.dumps(explainer(photo.pixels).to_json(), indent=1))
         return
-    table = explain.accuracy(*explain.explain_split(explainer, args.jsonl))
+    table = explain_split.accuracy(*explain_split.explain_split(explainer, args.jsonl))
     print(calibration.format_accuracy(table))
 
 
 def _calibrate(args: argparse.Namespace) -> None:
-    from cotir_jax import explain
+    from cotir_jax import explain_split
     from cotir_jax.restore import Restorer
 
-    explainer = explain.calibrate(Restorer.load(args.model_dir).explainer, args.jsonl)
+    explainer = explain_split.calibrate(Restorer.load(args.model_dir).explainer, args.jsonl)
     assert explainer.calibration is not None
     for name, threshold in zip(
         explainer.calibration.names, explainer.calibration.thresholds, strict=True

@@ -1,4 +1,4 @@
-"""`cotir restore`: pictures, folders and test splits, by a model or a baseline."""
+"""`cotir restore`: pictures, folders, test splits, by a model or a baseline; and `cotir demo`."""
 
 from __future__ import annotations
 
@@ -59,6 +59,19 @@ def add_restore(commands) -> None:
     restore.set_defaults(run=_restore)
 
 
+def add_demo(commands) -> None:
+    """Adds `cotir demo`."""
+    demo = commands.add_parser("demo", help="a web page that restores pictures, on this machine")
+    demo.add_argument("--model-dir", default="nano", help="model folder (default: packaged nano)")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen at")
+    demo.add_argument("--port", type=int, default=7860)
+    demo.add_argument(
+        "--max-megapixels", type=float, default=24, help="of an upload; larger ones are refused"
+    )
+    demo.add_argument("--max-megabytes", type=float, default=64, help="likewise")
+    demo.set_defaults(run=_demo)
+
+
 def keep_compiled_programs() -> None:
     """Keeps compiled programs on disk for the next start, unless jax is told where already."""
     import jax
@@ -107,6 +120,13 @@ def _restore(args: argparse.Namespace) -> None:
             progress=progress,
         )
         _print_lines(lines)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    keep_compiled_programs()
+    from cotir_jax import demo
+
+    demo.serve(args.model_dir, args.host, args.port, args.max_megapixels, args.max_megabytes)
 
 
 def _prompt(given: str) -> str:

@@ -83,7 +83,7 @@ def build_page(restorer: Restorer, folder: Path, max_megapixels: float) -> Any:
         done = gr.State(None, time_to_live=_KEEP_SECONDS)
         with gr.Row():
             with gr.Column():
-                picture = _upload_class(gr)(
+                picture = _upload_class(gr, folder)(
                     label=f"Photo, up to {max_megapixels:g} megapixels",
                     sources=["upload", "clipboard"],
                     type="filepath",
@@ -126,9 +126,7 @@ def build_page(restorer: Restorer, folder: Path, max_megapixels: float) -> Any:
     return page.queue(max_size=32, default_concurrency_limit=1)
 
 
-def launch(
-    page: Any, host: str, port: int, max_megabytes: float, prevent_thread_lock: bool = False
-) -> None:
+def launch(page: Any, host: str, port: int, max_megabytes: float) -> None:
     """Serves a page of `build_page`: no share link, no server files, no outside scripts or fonts.
 
     Raises:
@@ -157,8 +155,11 @@ def launch(
         footer_links=[],
         theme=gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),
         app_kwargs={"middleware": [Middleware(_Guard)]},
-        prevent_thread_lock=prevent_thread_lock,
+        quiet=True,
+        prevent_thread_lock=True,
     )
+    print(f"http://{host}:{port} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
 
 
 class _Guard:
@@ -198,8 +199,9 @@ def _import_gradio() -> Any:
     return gradio
 
 
-def _upload_class(gr: Any) -> type:
+def _upload_class(gr: Any, folder: Path) -> type:
     """Gradio's picture input, but with the uploaded file left as it is, unread."""
+    inside = folder.resolve()
 
     class Upload(gr.Image):
         is_template = True  # shown as its base class
@@ -207,6 +209,9 @@ def _upload_class(gr: Any) -> type:
         def preprocess(self, payload: Any) -> tuple[str, str] | None:
             if payload is None or not payload.path:
                 return None
+            # Gradio itself looks only at references that are marked as such.
+            if not Path(payload.path).resolve().is_relative_to(inside):
+                raise gr.Error("paths are not taken; upload the picture", print_exception=False)
             return payload.path, payload.orig_name or "picture"
 
     return Upload

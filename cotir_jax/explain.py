@@ -3,18 +3,14 @@
 One forward pass at t = 1, the first sampling step, gives the thoughts; a linear read-out that was
 fitted on written thoughts alone (`phrase_bank`) turns them into scores of the benchmark's
 degradations, and a validation split turns scores into probabilities with thresholds
-(`calibration`). Read-out and calibration are kept as `explain.npz` in the model folder. For nano:
-
-    cotir bench build --photos=OTHERS/ --test-photos=VALIDATION/ --samples=1 --test-samples=32 \\
-        --size=160 --seed=4 --degradations=quick --out=val/
-    cotir calibrate --model-dir=nano --jsonl=val/test/test.jsonl
-    cotir explain --model-dir=nano --jsonl=test/test/test.jsonl     # the table of README
+(`calibration`). Read-out and calibration are kept as `explain.npz` in the model folder.
 
 A prompt that names degradations leaks into the thoughts, so the user's prompt is not used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -28,23 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from cotir_jax import partitioning, phrase_bank, tiling
 from cotir_jax.bench.composites import SINGLES
-from cotir_jax.calibration import (
-    AccuracyTable,
-    Calibration,
-    fit_calibration,
-    measure_accuracy,
-    sigmoid,
-)
+from cotir_jax.calibration import Calibration, sigmoid
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
+from cotir_jax.models.pipeline import CPU_OPTIONS
 from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.models.transformer import Text, Transformer, predict
 from cotir_jax.phrase_bank import STRENGTHS, ReadOut, apply_map
-from cotir_jax.pictures import load_picture
-from cotir_jax.split_listing import find_lq, read_listing
 from cotir_jax.text import TextEncoders, encode_prompts
 
 FILE_NAME = "explain.npz"
@@ -58,8 +46,6 @@ WHOLE_SIDE = 512
 _CROP_BATCH = 4
 # Without calibration, from this score on a degradation is named.
 _UNCALIBRATED_THRESHOLD = 0.5
-# As in restore.py: no float32 copy of all weights before the loop over layers.
-_CPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
 
 
 class Reading(NamedTuple):
@@ -150,7 +136,8 @@ def pooled_thoughts(
     noise = jnp.broadcast_to(noise, condition.shape)
     # What only the image output needs is not computed: XLA drops it.
     out = predict(model, noise, condition, text, timestep, guidance)
-    thoughts = jnp.stack([out.scene, out.degradation, out.plan], axis=1).astype(jnp.float32)
+    predicted: Any = (out.scene, out.degradation, out.plan)
+    thoughts = jnp.stack(predicted, axis=1).astype(jnp.float32)
     squared = jnp.maximum(jnp.square(thoughts).sum(-1, keepdims=True), 1e-12)
     return jnp.einsum("bktc,kt->bkc", thoughts / jnp.sqrt(squared), pooling)
 
@@ -202,7 +189,7 @@ class Explainer:
             return pooled_thoughts(transformer, autoencoder, pictures, text, key, pooling)
 
         on_cpu = model.mesh.devices.flat[0].platform == "cpu"
-        self._program = jax.jit(run, compiler_options=_CPU_OPTIONS if on_cpu else None)
+        self._program = jax.jit(run, compiler_options=CPU_OPTIONS if on_cpu else None)
 
     @classmethod
     def load(cls, model: Model) -> Explainer:
@@ -212,8 +199,10 @@ class Explainer:
         kept in the folder, where that can be written.
 
         Raises:
-          ValueError: for a damaged file, or one of another model.
+          ValueError: for a damaged file, or one of another model; for a model without adapter.
         """
+        if not model.config.adapter_depth:
+            raise ValueError(f"{model.config.name} has no CoT adapter, so it cannot explain")
         path = model.folder and Path(model.folder) / FILE_NAME
         if path and path.exists():
             read_out, calibration = load_file(path)
@@ -223,10 +212,9 @@ class Explainer:
             return cls(model, read_out, calibration)
         read_out = phrase_bank.fit_read_out(model.encoders.tokens)
         if path:
-            try:
+            # A read-only folder: the read-out is kept in memory.
+            with contextlib.suppress(OSError):
                 save_file(path, read_out, None)
-            except OSError:
-                pass  # a read-only folder: the read-out is kept in memory
         return cls(model, read_out)
 
     def __call__(self, pixels: np.ndarray, prompt: str = NEUTRAL_PROMPT) -> Explanation:
@@ -314,74 +302,6 @@ class Explainer:
             inputs = jax.device_put((filled, text), split)
             out = self._program(self.model.weights, *inputs, self.read_out.pooling)
             return np.asarray(out)[: len(crops)]
-
-
-def calibrate(explainer: Explainer, listing: Path, save: bool = True) -> Explainer:
-    """Calibrates on a validation split: neither training's nor the one that is reported.
-
-    Args:
-      explainer: calibrated already or not.
-      listing: the split's `test.jsonl`.
-      save: write `explain.npz` into the model folder.
-
-    Returns:
-      The calibrated explainer.
-
-    Raises:
-      ValueError: for a damaged listing, or a split with too few kinds of degradations.
-    """
-    thoughts, types = split_thoughts(explainer, listing)
-    raw = explainer.raw_scores(thoughts)[:, : len(SINGLES)]
-    calibration = fit_calibration(SINGLES, raw, truth_table(types))
-    if save:
-        if explainer.model.folder is None:
-            raise ValueError("a model without a folder has no place for its calibration; save=False")
-        save_file(Path(explainer.model.folder) / FILE_NAME, explainer.read_out, calibration)
-    return Explainer(explainer.model, explainer.read_out, calibration)
-
-
-def explain_split(explainer: Explainer, listing: Path) -> tuple[list[Explanation], list[str]]:
-    """Explanations of a split's pictures, and their true degradations, joined by `+`."""
-    thoughts, types = split_thoughts(explainer, listing)
-    return [explainer.read(one) for one in thoughts], types
-
-
-def split_thoughts(explainer: Explainer, listing: Path) -> tuple[np.ndarray, list[str]]:
-    """Pooled thoughts `[pictures, 3, channels]` of a split's degraded pictures, and the truth."""
-    rows = read_listing(listing)
-    thoughts = [
-        explainer.thoughts(load_picture(find_lq(listing, row)))
-        for row in tqdm(rows, desc="explain", unit="picture", disable=None)
-    ]
-    return np.stack(thoughts), [row.deg_type for row in rows]
-
-
-def accuracy(explanations: Sequence[Explanation], types: Sequence[str]) -> AccuracyTable:
-    """How well degradations are named; a degradation that is not reported counts as score 0.
-
-    Args:
-      explanations: of pictures.
-      types: their true degradations, several joined by `+`.
-    """
-    scores = np.zeros((len(explanations), len(SINGLES)))
-    named = np.zeros(scores.shape, bool)
-    for row, explanation in enumerate(explanations):
-        for reading in explanation.degradations:
-            column = SINGLES.index(reading.name)
-            scores[row, column], named[row, column] = reading.score, reading.named
-    return measure_accuracy(SINGLES, scores, named, truth_table(types))
-
-
-def truth_table(types: Sequence[str]) -> np.ndarray:
-    """`[pictures, 19]`, bool: which degradations are in names joined by `+`.
-
-    Raises:
-      ValueError: for a name that the benchmark does not have.
-    """
-    unknown = sorted({part for name in types for part in name.split("+")} - set(SINGLES))
-    if unknown:
-        raise ValueError(f"unknown degradation {unknown[0]!r}; expected any of {', '.join(SINGLES)}")
-    return np.array([[name in parts.split("+") for name in SINGLES] for parts in types])
 
 
 def save_file(path: Path, read_out: ReadOut, calibration: Calibration | None) -> None:

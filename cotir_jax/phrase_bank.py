@@ -206,8 +206,8 @@ def plan_sentence(named: Sequence[tuple[str, str]]) -> str:
 
 
 def _fact(name: str, strength: str) -> str:
-    # The last phrase of each ends in its numbers, in brackets.
-    text = re.sub(r" \(.*\)$", "", FACTS[name][-1])
+    # The last phrase of each ends in its numbers, in brackets; noise has its kind before.
+    text = re.sub(r" \(.*\)$|{(?!strength)\w+} ", "", FACTS[name][-1])
     return text.format(strength=strength).strip()
 
 

@@ -30,10 +30,6 @@ CROP_BATCH = 4
 LARGEST_WHOLE = 1024 * 1024
 LARGE_TILE = 1024
 
-# XLA's CPU compiler multiplies in float32, and would make a float32 copy of all stacked bfloat16
-# weights before the loop over layers: for klein-4b at 512x512, 17 GB of temporaries in place of 2.
-_CPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-
 Progress = Callable[[int, int], None]
 
 
@@ -87,7 +83,7 @@ class Restorer:
 
         self.jitted = jax.jit(run, static_argnames="num_steps")
         # jax takes compiler options only of a program that is not part of another.
-        options = _CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+        options = pipeline.CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
         self._program = jax.jit(run, static_argnames="num_steps", compiler_options=options)
 
     @classmethod

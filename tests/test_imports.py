@@ -32,7 +32,8 @@ MAY_IMPORT = {
     "photo": {"photo_exif", "photo_loaders"},
     "restore_split": PURE,
     "phrase_bank": PURE | {"bench", "text_encoder"},
-    "explain": PURE | {"models", "checkpoints", "text", "bench", "phrase_bank"},
+    "explain": PURE | {"models", "text", "bench", "phrase_bank"},
+    "explain_split": PURE | {"bench", "explain"},
     "restored": PURE | {"photo", "explain"},
     "restore": PURE | {"photo", "explain", "restored", "models", "checkpoints", "text"},
     "restore_folder": PURE | {"photo", "restore", "restored"},
@@ -48,8 +49,10 @@ MAY_IMPORT = {
     | {"bench", "data"},
     "cli_checkpoints": PURE | {"models", "checkpoints", "data"},
     "cli_bench": PURE | {"bench"},
-    "cli_restore": PURE | {"restore", "restored", "restore_folder", "restore_split", "baselines"},
-    "cli_explain": PURE | {"photo", "explain", "restore"},
+    "cli_restore": PURE
+    | {"demo", "restore", "restored", "restore_folder", "restore_split", "baselines"},
+    "demo": PURE | {"photo", "bench", "restore", "restored"},
+    "cli_explain": PURE | {"photo", "explain_split", "restore"},
     "cli": PURE
     | {"cli_explain", "cli_bench", "cli_checkpoints", "cli_restore", "evaluate", "bench", "verify"}
     | {"scores", "report"},

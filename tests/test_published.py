@@ -5,6 +5,7 @@ transformers' modules that read the very folders that were converted.
 """
 
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -24,7 +25,7 @@ import tiny_published
 import torch
 import transformers
 
-from cotir_jax import cli, restore, sampling
+from cotir_jax import cli, explain, phrase_bank, restore, sampling
 from cotir_jax.bench.build import build_bench
 from cotir_jax.checkpoints import model_folder
 
@@ -215,6 +216,20 @@ def test_reference_cache_restores(converted, tmp_path):
     plain = restore.Restorer.load(converted["klein-4b"])
     ours, other = (one(_picture(), PROMPT).image for one in (restorer, plain))
     assert ours.shape == other.shape and np.abs(ours.astype(int) - other).max() > 0
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_published_models_explain(converted, model, tmp_path, monkeypatch):
+    """Random weights say nothing, but in the right form, and the read-out is kept."""
+    fit = functools.partial(phrase_bank.fit_read_out, per_name=1)
+    monkeypatch.setattr(explain.phrase_bank, "fit_read_out", fit)
+    folder = _changed(converted[model], tmp_path / "model")
+    thoughts = restore.Restorer.load(folder)(_picture(), PROMPT, explain=True).thoughts
+    assert len(thoughts.degradations) == 19 and not thoughts.calibrated and thoughts.plan
+    assert (folder / explain.FILE_NAME).exists()
+    again = restore.Restorer.load(folder).explainer(_picture())
+    scores = [[r.score for r in each.degradations] for each in (thoughts, again)]
+    np.testing.assert_allclose(*scores, atol=0.02)  # kept in half precision
 
 
 def test_restore_command_reads_a_model_folder(converted, tmp_path, capsys):

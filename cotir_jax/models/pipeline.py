@@ -11,6 +11,10 @@ from cotir_jax.models.autoencoder import AUTOENCODERS, Autoencoder, PatchAutoenc
 from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.models.transformer import Text, Transformer, condition_reference, predict
 
+# XLA's CPU compiler multiplies in float32, and would make a float32 copy of all stacked bfloat16
+# weights before the loop over layers: for klein-4b at 512x512, 17 GB of temporaries in place of 2.
+CPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
+
 
 def make_autoencoder(config: CoTIRConfig, *, rngs: nnx.Rngs) -> Autoencoder | PatchAutoencoder:
     """The autoencoder that the model's latents come from, with fresh weights where it has any."""
