@@ -22,6 +22,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
     cli_restore.add_restore(commands)
     cli_restore.add_demo(commands)
+    cli_restore.add_export_program(commands)
     cli_explain.add_explain(commands)
     cli_explain.add_calibrate(commands)
     _add_evaluate(commands)

@@ -1,4 +1,4 @@
-"""`cotir restore`: pictures, folders, test splits, by a model or a baseline; and `cotir demo`."""
+"""`cotir restore`: pictures, folders and splits, by a model or a baseline; demo, export-program."""
 
 from __future__ import annotations
 
@@ -72,6 +72,20 @@ def add_demo(commands) -> None:
     demo.set_defaults(run=_demo)
 
 
+def add_export_program(commands) -> None:
+    """Adds `cotir export-program`."""
+    export = commands.add_parser(
+        "export-program", help="the restore program as a file that runs with jax alone"
+    )
+    export.add_argument("--model-dir", default="nano", help="model folder (default: packaged nano)")
+    export.add_argument("--out", type=Path, required=True, metavar="FILE")
+    export.add_argument("--size", default="512x512", help="HEIGHTxWIDTH of the pictures it takes")
+    export.add_argument("--prompt", help="what is wrong with them, or a .txt file with it")
+    export.add_argument("--steps", type=int, help="sampling steps")
+    export.add_argument("--platforms", default="cpu,cuda,tpu", help="where it will run")
+    export.set_defaults(run=_export_program)
+
+
 def keep_compiled_programs() -> None:
     """Keeps compiled programs on disk for the next start, unless jax is told where already."""
     import jax
@@ -127,6 +141,24 @@ def _demo(args: argparse.Namespace) -> None:
     from cotir_jax import demo
 
     demo.serve(args.model_dir, args.host, args.port, args.max_megapixels, args.max_megabytes)
+
+
+def _export_program(args: argparse.Namespace) -> None:
+    from cotir_jax import program_export, restore
+
+    try:
+        height, width = map(int, args.size.split("x"))
+    except ValueError:
+        raise ValueError(f"--size={args.size}: expected HEIGHTxWIDTH, as 512x768") from None
+    written = program_export.export_program(
+        restore.Restorer.load(args.model_dir),
+        args.out,
+        (height, width),
+        _prompt(args.prompt or restore.DEFAULT_PROMPT),
+        args.steps,
+        args.platforms.split(","),
+    )
+    print(f"{written / 1e6:.1f} MB -> {args.out}")
 
 
 def _prompt(given: str) -> str:

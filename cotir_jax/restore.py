@@ -228,7 +228,7 @@ class Restorer:
           Groups: indices into `sizes`, as many as there are devices at most, and the size of the
           program that takes them whole; None for a picture that is restored crop by crop.
         """
-        whole = [index for index, size in enumerate(sizes) if not self._crop_side(size, tile)]
+        whole = [index for index, size in enumerate(sizes) if not self.crop_side(size, tile)]
         # One program is left for crops where there are any.
         most = tiling.MAX_PROGRAMS - (len(whole) < len(sizes))
         buckets = tiling.choose_buckets(
@@ -237,7 +237,7 @@ class Restorer:
         groups: list[tuple[list[int], tuple[int, int] | None]] = []
         waiting: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(sizes):
-            if self._crop_side(size, tile):
+            if self.crop_side(size, tile):
                 groups.append(([index], None))
                 continue
             bucket = buckets[size]
@@ -276,7 +276,7 @@ class Restorer:
         check_pixels(pixels)
         if tile is not None and (tile < 0 or tile % self.config.patch):
             raise ValueError(f"tile={tile}: must be 0 or a multiple of {self.config.patch}")
-        side = self._crop_side(pixels.shape[:2], tile)
+        side = self.crop_side(pixels.shape[:2], tile)
         if not side:
             bucket = tiling.bucket(pixels.shape[:2], self.config.patch)
             return self._whole([pixels], bucket, prompt, num_steps=num_steps, seed=seed)[0]
@@ -300,8 +300,8 @@ class Restorer:
         """Tells what was wrong with a picture, from the adapter's thoughts."""
         return explain.Explainer.load(self)
 
-    def _crop_side(self, size: tuple[int, int], tile: int | None) -> int:
-        """Side of the crops that a picture is restored in; 0: it is taken whole."""
+    def crop_side(self, size: tuple[int, int], tile: int | None = None) -> int:
+        """Side of the crops that a picture of this height and width is restored in; 0: whole."""
         if self.config.tile:
             return self.config.tile
         if tile is None:
@@ -345,10 +345,9 @@ class Restorer:
         seed: int,
     ) -> jax.Array:
         split = partitioning.batch_sharding(self.mesh)
-        two_passes = self.config.guidance > 0 and not self.config.guidance_embed
-        texts = self._text(prompt, len(pictures))
-        empty = self._text("", len(pictures)) if two_passes else None
-        inputs = jax.device_put((unit_range(pictures), texts, empty, corners), split)
+        inputs = jax.device_put(
+            (unit_range(pictures), *self.texts(prompt, len(pictures)), corners), split
+        )
         with jax.set_mesh(self.mesh):
             return self._program(
                 self.weights,
@@ -356,6 +355,11 @@ class Restorer:
                 jax.random.key(seed),
                 num_steps=num_steps or self.config.num_steps,
             )
+
+    def texts(self, prompt: str, batch: int) -> tuple[Text, Text | None]:
+        """Embeddings of the prompt for each of a batch, and of an empty one where that guides."""
+        two_passes = self.config.guidance > 0 and not self.config.guidance_embed
+        return self._text(prompt, batch), self._text("", batch) if two_passes else None
 
     def _encode(self, prompt: str, batch: int) -> Text:
         one = text.encode_prompts(self.encoders, [prompt])

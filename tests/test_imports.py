@@ -50,7 +50,16 @@ MAY_IMPORT = {
     "cli_checkpoints": PURE | {"models", "checkpoints", "data"},
     "cli_bench": PURE | {"bench"},
     "cli_restore": PURE
-    | {"demo", "restore", "restored", "restore_folder", "restore_split", "baselines"},
+    | {
+        "program_export",
+        "demo",
+        "restore",
+        "restored",
+        "restore_folder",
+        "restore_split",
+        "baselines",
+    },
+    "program_export": PURE | {"restore"},
     "demo": PURE | {"photo", "bench", "restore", "restored"},
     "cli_explain": PURE | {"photo", "explain_split", "restore"},
     "cli": PURE
