@@ -30,7 +30,14 @@ setup(
         # `cotir bench build --beam`; TFDS looks for importlib_resources without requiring it.
         "beam": ["apache-beam>=2.70", "importlib_resources"],
         "dataflow": ["apache-beam[gcp]>=2.70", "gcsfs", "importlib_resources"],
+        "demo": ["gradio>=6.31,<7"],
+        "notebook": ["ipykernel>=7", "matplotlib>=3.9", "notebook>=7"],
         "test": [
+            "gradio>=6.31,<7",
+            "ipykernel>=7",
+            "matplotlib>=3.9",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
             "imagehash>=4.3",
             "pytest>=8",
             "pytest-timeout",

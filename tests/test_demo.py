@@ -169,7 +169,7 @@ def test_browser_downloads_the_result(page, dark, tmp_path):
 
 def test_browser_shows_the_error_of_a_bad_file(page, tmp_path):
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    page.locator("#photo button[aria-label=Clear], #photo button[aria-label=Remove]").first.click()
+    page.reload()
     page.locator("#photo input[type=file]").set_input_files(tmp_path / "torn.png")
     page.locator("#photo img").wait_for(state="attached")
     page.locator("#restore").click()
@@ -209,8 +209,7 @@ def test_limits(server):
         server.post("call/restore", b" " * 2_000_000)
     large = encoded(np.zeros((1001, 1000, 3), np.uint8))
     event, content = server.restore(reference(server.upload(large)))
-    assert event == "error" and "picture.png" in content["error"]
-    assert "1,000,000" in content["error"] or "pixels" in content["error"]
+    assert event == "error" and "more than the limit of 1,000,000" in content["error"]
     for wrong in ({"steps": 10_000}, {"seed": -1}, {"prompt": "x" * 2000}, {"steps": "many"}):
         event, _ = server.restore(reference(server.upload(large)), **wrong)
         assert event == "error"
@@ -232,7 +231,7 @@ def broken(rng, whole):
 def test_broken_files_end_in_clean_errors(server, dark):
     rng = np.random.default_rng(0)
     wholes = [encoded(dark[:48, :48], kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF")]
-    memory = None
+    memory, told = None, server.log.read_text()
     for number in range(BROKEN):
         path = server.upload(broken(rng, wholes[number % len(wholes)]), f"{number}.png")
         event, content = server.restore(reference(path) | {"orig_name": f"{number}.png"})
@@ -242,6 +241,6 @@ def test_broken_files_end_in_clean_errors(server, dark):
         if number == BROKEN // 4:
             memory = server.memory()
     assert server.memory() < memory + 150
-    assert "Traceback" not in server.log.read_text().split("InvalidPathError")[-1]
+    assert "Traceback" not in server.log.read_text().removeprefix(told)
     event, content = server.restore(reference(server.upload(encoded(dark))))
     assert event == "complete" and len(content[0]) == 2

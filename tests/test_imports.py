@@ -60,7 +60,8 @@ MAY_IMPORT = {
         "baselines",
     },
     "program_export": PURE | {"restore"},
-    "demo": PURE | {"photo", "bench", "restore", "restored"},
+    "demo_page": PURE | {"photo", "bench", "restore", "restored"},
+    "demo": PURE | {"demo_page", "restore"},
     "cli_explain": PURE | {"photo", "explain_split", "restore"},
     "cli": PURE
     | {"cli_explain", "cli_bench", "cli_checkpoints", "cli_restore", "evaluate", "bench", "verify"}

@@ -32,6 +32,7 @@ def execute(name, folder, monkeypatch, **settings):
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as outside of the tests
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     _Kernel(notebook, timeout=500, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook
@@ -71,4 +72,6 @@ def test_committed_outputs(name):
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     kinds = [kind for output in outputs for kind in output.get("data", {})]
     assert "image/jpeg" in kinds and "image/png" not in kinds
-    assert not re.search(r"Traceback|[Ww]arning|/home/|/tmp/|/root/|/usr/|/work/", printed(notebook))
+    assert not re.search(
+        r"Traceback|[Ww]arning|/home/|/tmp/|/root/|/usr/|/work/", printed(notebook)
+    )
