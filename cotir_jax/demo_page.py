@@ -53,7 +53,7 @@ def build_page(restorer: Restorer, folder: Path, max_megapixels: float) -> Any:
                 )
                 # In place of Gradio's own, which decodes with Pillow. Not in a subclass: for those
                 # Gradio writes a .pyi file into this package.
-                setattr(picture, "preprocess", _reference_reader(gr, folder))  # noqa: B010
+                vars(picture)["preprocess"] = _reference_reader(gr, folder)
                 preset = gr.Dropdown(presets, value=presets[0][1], label="Prompts")
                 prompt = gr.Textbox(
                     DEFAULT_PROMPT, label="Prompt", lines=2, max_length=MAX_PROMPT, elem_id="prompt"
