@@ -30,6 +30,7 @@ setup(
         # `cotir bench build --beam`; TFDS looks for importlib_resources without requiring it.
         "beam": ["apache-beam>=2.70", "importlib_resources"],
         "dataflow": ["apache-beam[gcp]>=2.70", "gcsfs", "importlib_resources"],
+        "int8": ["qwix>=0.1.8,<0.2"],
         "demo": ["gradio>=6.31,<7"],
         "notebook": ["ipykernel>=7", "matplotlib>=3.9", "notebook>=7"],
         "test": [
@@ -42,6 +43,7 @@ setup(
             "pytest>=8",
             "pytest-timeout",
             "libtpu>=0.0.52",  # the TPU compiler, for --mode=compile
+            "qwix>=0.1.8,<0.2",
             "playwright>=1.40",  # drives the system's chromium
             "psutil>=5.9",
             "tifffile>=2024.1",

@@ -43,6 +43,9 @@ def add_restore(commands) -> None:
         "--tile", type=int, help="largest side in pixels that goes through the program at once"
     )
     restore.add_argument(
+        "--int8", action="store_true", help="hold weights as int8: less memory (needs qwix)"
+    )
+    restore.add_argument(
         "--explain", action="store_true", help="say what was wrong, in a .json beside each result"
     )
     restore.add_argument(
@@ -106,7 +109,7 @@ def _restore(args: argparse.Namespace) -> None:
     from cotir_jax import restore, restore_folder
 
     prompt = _prompt(args.prompt or restore.DEFAULT_PROMPT)
-    restorer = restore.Restorer.load(args.model_dir)
+    restorer = restore.Restorer.load(args.model_dir, int8=args.int8)
     if args.jsonl is not None:
         _restore_split(args, restorer, out)
         return
@@ -184,7 +187,8 @@ def _restore_split(args: argparse.Namespace, restorer, out: Path) -> None:
             args.jsonl,
             out / prompts,
             prompts,
-            settings={"model": args.model_dir, "prompts": prompts, **options},
+            settings={"model": args.model_dir, "prompts": prompts, **options}
+            | ({"int8": True} if args.int8 else {}),
             **options,
         )
         print(f"{_print_lines(lines)} pictures restored, all are in {out / prompts}", flush=True)

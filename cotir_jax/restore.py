@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cotir_jax import colour, explain, partitioning, text, tiling
+from cotir_jax import colour, explain, partitioning, quantization, text, tiling
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.models import pipeline
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
@@ -87,12 +87,15 @@ class Restorer:
         self._program = jax.jit(run, static_argnames="num_steps", compiler_options=options)
 
     @classmethod
-    def load(cls, folder: str | Path = "nano", mesh: Mesh | None = None) -> Restorer:
+    def load(
+        cls, folder: str | Path = "nano", mesh: Mesh | None = None, int8: bool = False
+    ) -> Restorer:
         """Loads a model folder; a bare name that is no folder means one shipped with the package.
 
         Args:
           folder: from `cotir convert` or from training.
           mesh: devices to use; by default all, with the weights spread over them.
+          int8: hold the blocks' kernels as int8 (`quantization.py`; needs qwix).
 
         Raises:
           ValueError: when there is no such model, it is damaged, or lacks a part.
@@ -106,7 +109,13 @@ class Restorer:
         # The small parts first: what is missing shows before gigabytes are read.
         autoencoder = model_folder.load_autoencoder(path, mesh)
         encoders = text.load_text_encoders(path, config, mesh, rules)
-        return cls(model_folder.load_model(path, mesh, rules), autoencoder, encoders, mesh, path)
+        restorer = cls(
+            model_folder.load_model(path, mesh, rules), autoencoder, encoders, mesh, path
+        )
+        if int8:
+            blocks = quantization.quantize_blocks(restorer.weights[0])
+            restorer.weights = blocks, restorer.weights[1]
+        return restorer
 
     def __call__(
         self,

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "cotir_jax"
 PURE = {"objective", "sampling", "image_metrics", "partitioning", "pictures", "errors",
         "metric_writer", "distributed", "throughput", "intervals", "learned_metrics",
-        "no_reference_metrics", "split_listing", "tiling", "colour", "photo_exif",
+        "no_reference_metrics", "split_listing", "tiling", "colour", "quantization", "photo_exif",
         "photo_loaders", "calibration"}  # fmt: skip
 MAY_IMPORT = {
     **{name: set() for name in PURE},

@@ -105,7 +105,7 @@ class Linear(nnx.Module):
           columns: output columns to compute, for callers that need a part of a fused layer.
         """
         x = x.astype(self.dtype)
-        y = x @ self.kernel[...][:, columns].astype(self.dtype)
+        y = _product(x, self.kernel[...][:, columns].astype(self.dtype))
         if self.bias is not None:
             y = y + self.bias[...][columns].astype(self.dtype)
         if self.rank:
@@ -114,6 +114,14 @@ class Linear(nnx.Module):
         if self.lora_bias is not None:
             y = y + self.scale * self.lora_bias[...][columns].astype(self.dtype)
         return y
+
+
+def _product(x: jax.Array, kernel: Any) -> jax.Array:
+    if isinstance(kernel, jax.Array):
+        return x @ kernel
+    import qwix  # the kernel is int8: `quantization.quantize_blocks`
+
+    return qwix.dot(x, kernel)
 
 
 def _param(
