@@ -327,7 +327,6 @@ def test_klein_on_sixteen_chips_of_v5e():
     result = json.loads(done.stdout.splitlines()[-1])
     stage, sizes = result["stages"][0], result["bytes_per_device"]
     assert sizes["total"] < 0.9 * result["hbm_per_device"]
-    assert stage["compile_seconds"] < 180
     assert stage["warnings"] == []
     # 3.9 billion frozen weights in 16 bits, the float32 autoencoder and Qwen3-4B; 1.1 billion that
     # train.
