@@ -101,8 +101,10 @@ class Restorer:
           ValueError: when there is no such model, it is damaged, or lacks a part.
         """
         path = Path(folder)
-        if not path.exists() and path.name == str(folder):
-            path = model_folder.PACKAGED / path.name
+        packaged = model_folder.PACKAGED / path.name
+        bare = path.name == str(folder) and not (path / "model.json").exists()
+        if bare and (packaged.is_dir() or not path.exists()):
+            path = packaged
         config = model_folder.load_config(path)
         mesh = mesh or partitioning.make_mesh({"fsdp": -1})
         rules = partitioning.RULES

@@ -133,6 +133,14 @@ def test_wrong_input_is_named(restorer, tmp_path):
         restore.Restorer.load(tmp_path / "nothing")
 
 
+def test_a_folder_that_happens_to_be_called_nano_is_in_nobody_s_way(tmp_path, monkeypatch):
+    (tmp_path / "nano").mkdir()  # as the first command's workdir is
+    monkeypatch.chdir(tmp_path)
+    assert restore.Restorer.load("nano").folder == model_folder.PACKAGED / "nano"
+    with pytest.raises(ValueError, match="not a model folder"):
+        restore.Restorer.load(tmp_path / "nano")
+
+
 def test_weights_of_another_size_and_damaged_weights(tmp_path):
     import shutil
 
