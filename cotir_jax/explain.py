@@ -32,6 +32,7 @@ from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.pipeline import CPU_OPTIONS
 from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.models.transformer import Text, Transformer, predict
+from cotir_jax.photo import check_pixels, unit_range
 from cotir_jax.phrase_bank import STRENGTHS, ReadOut, apply_map
 from cotir_jax.text import TextEncoders, encode_prompts
 
@@ -238,15 +239,10 @@ class Explainer:
 
     def thoughts(self, pixels: np.ndarray, prompt: str = NEUTRAL_PROMPT) -> np.ndarray:
         """Pooled thoughts of a picture, averaged over its crops: `[3, channels]`, float32."""
-        good = pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype in (np.uint8, np.uint16)
-        if not good or not pixels.size:
-            raise ValueError(
-                f"picture {pixels.shape} {pixels.dtype}: expected uint8 or uint16 "
-                "[height, width, 3]"
-            )
+        check_pixels(pixels)
         tile = self.model.config.tile
         crops = evenly_spread_crops(pixels, tile or WHOLE_SIDE, MOST_CROPS if tile else 1)
-        unit = crops.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max / 2) - np.float32(1)
+        unit = unit_range(crops)
         size = -(-(_CROP_BATCH if tile else 1) // self._parts) * self._parts
         found = [
             self._run(unit[start : start + size], prompt, size)

@@ -153,6 +153,22 @@ def write_photo(photo: Photo, path: Path | str, quality: int = 95) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_pixels(pixels: np.ndarray) -> None:
+    """Raises ValueError unless `pixels` are uint8 or uint16 `[height, width, 3]`, and not empty."""
+    good = pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype in (np.uint8, np.uint16)
+    if not good or not pixels.size:
+        raise ValueError(
+            f"picture {pixels.shape} {pixels.dtype}: expected uint8 or uint16 [height, width, 3]"
+        )
+
+
+def unit_range(pixels: np.ndarray) -> np.ndarray:
+    """Integers to float32 in [-1, 1]; what is float already stays."""
+    if pixels.dtype == np.float32:
+        return pixels
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max / 2) - np.float32(1)
+
+
 @contextmanager
 def _open(source: Path | str | bytes, name: str, max_pixels: int) -> Iterator[Opened]:
     """A picture whose header is read, and its source; all errors within come out as one line."""

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cotir_jax import tiling
+from cotir_jax.models import pipeline
 from cotir_jax.restore import CROP_BATCH, DEFAULT_PROMPT, Restorer
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -101,11 +102,13 @@ def whole_picture_function(
 
     def whole(picture: jax.Array, seed: jax.Array) -> jax.Array:
         if side:
-            restored = _in_crops(_unit(picture), restore, seed)
+            restored = _in_crops(pipeline.to_unit_range(picture), restore, seed)
         else:
             bucket = tiling.bucket(size, restorer.config.patch)
-            restored = restore(_mirrored(_unit(picture), bucket)[None], None, seed)[0]
-        return jnp.rint((restored[: size[0], : size[1]] + 1) * 127.5).astype(jnp.uint8)
+            restored = restore(
+                _mirrored(pipeline.to_unit_range(picture), bucket)[None], None, seed
+            )[0]
+        return pipeline.to_uint8(restored[: size[0], : size[1]])
 
     def _in_crops(picture: jax.Array, restore: Callable, seed: jax.Array) -> jax.Array:
         patch = restorer.config.patch
@@ -137,10 +140,6 @@ def whole_picture_function(
         return jax.lax.scan(add, jnp.zeros_like(padded), parts)[0]
 
     return whole
-
-
-def _unit(picture: jax.Array) -> jax.Array:
-    return picture.astype(jnp.float32) / 127.5 - 1.0
 
 
 def _mirrored(picture: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,8 +19,8 @@ from cotir_jax.checkpoints import model_folder
 from cotir_jax.models import pipeline
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.transformer import Text, Transformer
-from cotir_jax.photo import Photo
-from cotir_jax.restored import Picture, Restored, as_photo, check_pixels, unit_range
+from cotir_jax.photo import Photo, check_pixels, unit_range
+from cotir_jax.restored import Picture, Restored, as_photo
 
 DEFAULT_PROMPT = "Please restore this degraded photo."
 
@@ -167,31 +168,20 @@ class Restorer:
         pictures: Sequence[Picture],
         prompt: str = DEFAULT_PROMPT,
         *,
-        num_steps: int | None = None,
-        seed: int = 0,
         tile: int | None = None,
-        explain: bool = False,
-        match_colour: bool = False,
         progress: Progress | None = None,
+        **options: Any,
     ) -> list[Restored]:
         """Restores several pictures; those that go through one program share its calls.
 
-        Args are those of a single call. A picture's result is that of a single call with the
-        bucket that `plan` gives its size.
+        Args are those of a single call; `progress` counts pictures. A picture's result is that of a
+        single call with the bucket that `plan` gives its size.
         """
         photos = [as_photo(picture) for picture in pictures]
         done: dict[int, Restored] = {}
         for indices, bucket in self.plan([photo.pixels.shape[:2] for photo in photos], tile):
-            results = self.group(
-                [photos[index] for index in indices],
-                bucket,
-                prompt,
-                num_steps=num_steps,
-                seed=seed,
-                tile=tile,
-                explain=explain,
-                match_colour=match_colour,
-            )
+            group = [photos[index] for index in indices]
+            results = self.group(group, bucket, prompt, tile=tile, **options)
             done |= dict(zip(indices, results, strict=True))
             if progress:
                 progress(len(done), len(photos))

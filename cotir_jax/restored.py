@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from cotir_jax.explain import Explanation
-from cotir_jax.photo import Photo, read_photo, write_photo
+from cotir_jax.photo import Photo, check_pixels, read_photo, write_photo
 
 Picture = Photo | np.ndarray | Image.Image | Path | str | bytes
 
@@ -63,19 +63,3 @@ def as_photo(picture: Picture) -> Photo:
         picture, alpha = picture[..., :3], picture[..., 3]
     check_pixels(picture)
     return Photo(picture, alpha, grey)
-
-
-def check_pixels(pixels: np.ndarray) -> None:
-    """Raises ValueError unless `pixels` are uint8 or uint16 `[height, width, 3]`, and not empty."""
-    good = pixels.ndim == 3 and pixels.shape[-1] == 3 and pixels.dtype in (np.uint8, np.uint16)
-    if not good or not pixels.size:
-        raise ValueError(
-            f"picture {pixels.shape} {pixels.dtype}: expected uint8 or uint16 [height, width, 3]"
-        )
-
-
-def unit_range(pixels: np.ndarray) -> np.ndarray:
-    """Integers to float32 in [-1, 1]; what is float already stays."""
-    if pixels.dtype == np.float32:
-        return pixels
-    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max / 2) - np.float32(1)

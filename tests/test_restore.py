@@ -13,7 +13,7 @@ from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
-from cotir_jax import cli, restore, restored
+from cotir_jax import cli, photo, restore
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.models import pipeline
 from cotir_jax.pictures import load_picture, save_picture
@@ -107,7 +107,7 @@ def test_what_a_call_takes_and_gives(restorer, dark, tmp_path):
 
 def test_the_program_composes_with_other_jax_code(restorer, dark):
     """Its gradient to the picture agrees with a finite difference."""
-    picture = restored.unit_range(dark[1][None, :64, :64])
+    picture = photo.unit_range(dark[1][None, :64, :64])
     texts, key = restorer._text("", 1), jax.random.key(0)
 
     @jax.jit
