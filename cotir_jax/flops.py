@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from cotir_jax.models import detail
 from cotir_jax.models.autoencoder import AUTOENCODERS
 from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.models.text import encoders
@@ -51,7 +52,7 @@ def training_step(
       text_encoders: count them too; they are part of the step or run ahead of it.
 
     Returns:
-      `embed` (input layers and modulations), `double`, `adapter`, `single`, `final`,
+      `embed` (input layers and modulations), `double`, `adapter`, `single`, `final`, `detail`,
       `autoencoder` and, if asked for, `text`.
     """
     everything = trainable == "all"
@@ -74,13 +75,16 @@ def training_step(
     def attention(pairs: float, *, reached: bool = True) -> Work:
         return Work(2 * pairs * hidden, (4 if reached or everything else 0) * pairs * hidden)
 
-    embed = frozen(
-        image * config.in_channels * hidden
-        + text * config.text_channels * hidden
-        + (256 + hidden) * hidden * (2 if config.guidance_embed else 1)
-        + (config.pooled_channels + hidden) * hidden * (config.pooled_channels > 0)
-        + (0 if own else 15 * hidden**2),
-        reached=False,
+    # Layers that read the step's inputs pass no gradient on to them.
+    read = image * config.in_channels * hidden + text * config.text_channels * hidden
+    embed = _sum(
+        Work(read, read * everything),
+        frozen(
+            (256 + hidden) * hidden * (2 if config.guidance_embed else 1)
+            + (config.pooled_channels + hidden) * hidden * (config.pooled_channels > 0)
+            + (0 if own else 15 * hidden**2),
+            reached=False,
+        ),
     )
     double = _sum(
         frozen(
@@ -119,6 +123,7 @@ def training_step(
         "adapter": _adapter(config, image, rows if all_adapter_rows else text),
         "single": _sum(_times(single, config.num_single_blocks - 1), last),
         "final": final,
+        "detail": _detail(config, patch_size),
         "autoencoder": Work(2 * _encoder(config, patch_size), 0),
     }
     counted = {name: _times(work, 2 * batch) for name, work in parts.items()}
@@ -163,6 +168,27 @@ def _adapter(config: CoTIRConfig, image: int, full_rows: int) -> Work:
     )
     heads = text * 4 * hidden**2 + 3 * (text * hidden * config.text_channels + 2 * hidden**2)
     return trained(config.adapter_depth * block + heads)
+
+
+def _detail(config: CoTIRConfig, patch_size: int) -> Work:
+    """The convolutional head for one picture; only a model that trains whole has one."""
+    if not (channels := config.detail_channels):
+        return Work(0, 0)
+    fine, coarse, tokens = patch_size // 2, patch_size // 4, patch_size // config.patch
+    before, within, after = detail.BLOCKS
+    ends = fine**2 * 9 * 12 * channels
+    steered = {fine: 2 * channels * (before + after + 1) + 12, coarse: 4 * channels * within}
+    layers = (
+        # Wider blocks at a quarter of the places cost what the others do.
+        fine**2 * 18 * channels**2 * (before + within + after)
+        + 16 * coarse**2 * channels**2
+        + ends
+        + tokens**2 * config.in_channels * sum(steered.values())
+    )
+    # Interpolation has no weights; what reads the degraded picture passes no gradient on to it.
+    once = ends + fine**2 * 4 * 9
+    once += sum(width * tokens * side * (tokens + side) for side, width in steered.items())
+    return _sum(trained(layers), Work(once, once))
 
 
 def _encoder(config: CoTIRConfig, patch_size: int) -> float:

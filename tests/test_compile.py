@@ -83,6 +83,7 @@ def test_flops_of_text_encoders_are_those_of_their_trace(name):
     "name, overrides, patch, trainable",
     [
         ("nano", "", 96, "all"),
+        ("nano", "patch=16, in_channels=768, detail_channels=24", 96, "all"),
         ("nano", "prediction='velocity', lora_rank=8", 96, "lora_and_adapter"),
         ("klein-4b", "remat='none'", 512, "lora_and_adapter"),
         ("kontext-12b", "remat='none'", 512, "lora_and_adapter"),

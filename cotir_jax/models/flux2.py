@@ -19,6 +19,7 @@ from flax import nnx
 
 from cotir_jax.models.adapter import CoTAdapter
 from cotir_jax.models.attention import attention
+from cotir_jax.models.detail import DetailHead
 from cotir_jax.models.layers import (
     FinalLayer,
     MLPEmbedder,
@@ -224,6 +225,8 @@ class Flux2(nnx.Module):
         self.final_layer = FinalLayer(
             hidden, config.in_channels, zero_init=True, rngs=rngs, **linear, **lora
         )
+        # Not part of a forward pass over rows: `transformer.predict` calls it.
+        self.detail = DetailHead(config, rngs=rngs) if config.detail_channels else None
 
     def __call__(
         self,

@@ -40,6 +40,8 @@ class CoTIRConfig:
       prediction: what the transformer's output means. "velocity" is the published reading.
         "correction" reads it as a correction to the degraded picture's latents, which makes the
         identity the starting point (`transformer.predict`).
+      detail_channels: width of the convolutional head that turns tokens into a correction of
+        pixels (`detail.DetailHead`); 0: the tokens are the correction.
       autoencoder: "patch" (exact, nothing learned), or "flux1" or "flux2" (the published ones).
       patch: pixels of a side of one image token.
       text_encoder: "minilm", "qwen3", or "t5" (with CLIP for the pooled vector).
@@ -75,6 +77,7 @@ class CoTIRConfig:
     lora_bias: bool = False
     position_dtype: str = "bfloat16"
     prediction: str = "velocity"
+    detail_channels: int = 0
     autoencoder: str = "flux2"
     patch: int = 16
     text_encoder: str = "qwen3"
@@ -102,6 +105,14 @@ class CoTIRConfig:
         for field, accepted in _CHOICES.items():
             if getattr(self, field) not in accepted:
                 raise ValueError(f"{field}={getattr(self, field)!r}: accepted are {accepted}")
+        if self.detail_channels and (
+            self.prediction != "correction" or self.autoencoder != "patch" or self.patch % 4
+        ):
+            raise ValueError(
+                f"{self.name}: detail_channels needs prediction='correction', autoencoder='patch' "
+                f"and a patch that is a multiple of 4, got {self.prediction!r}, "
+                f"{self.autoencoder!r} and {self.patch}"
+            )
         if self.family == "flux1" and (
             self.prediction != "velocity" or self.reference_cache or not self.pooled_channels
         ):

@@ -69,7 +69,8 @@ def predict(
     With `prediction="correction"` the clean estimate is `x = condition + output` and the velocity
     is `(x_t - x) / t`. The output is summed over the target row and the condition row of the same
     place: at t = 1 a target row holds noise alone, while the condition row holds what is to be
-    corrected, so nothing has to be copied by attention first.
+    corrected, so nothing has to be copied by attention first. With `detail_channels` the tokens'
+    sum steers the convolutions that compute the correction.
 
     Args:
       model: the transformer.
@@ -122,6 +123,8 @@ def predict(
     if corrects:
         image = image[:, :count] + image[:, count:]
     image = rearrange(image, "b (h w) c -> b h w c", h=height)
+    if isinstance(model, Flux2) and model.detail is not None:
+        image = model.detail(condition, image)
     if corrects:
         time = jnp.maximum(timestep.astype(jnp.float32), MIN_TIMESTEP)[:, None, None, None]
         image = (noisy_latents - condition - image) / time

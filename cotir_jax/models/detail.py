@@ -1,0 +1,125 @@
+"""Nano's way from tokens back to pixels: a small convolutional network that the tokens steer.
+
+The published models leave fine detail to their autoencoder's decoder, with its convolutions. Nano's
+latents are pixels and its tokens are coarse; what it has in the decoder's place is this head. It
+reads the degraded picture at full resolution, so that no detail has to pass through the tokens, and
+is told by them what to do where: every block is scaled and shifted by what the tokens say (FiLM,
+arXiv 1709.07871), interpolated between their centres, so that no border between tokens shows. Light
+and colour are changed by a matrix a token, interpolated likewise (arXiv 1707.02880).
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from cotir_jax.models.lora import Linear
+from cotir_jax.models.presets import CoTIRConfig
+
+# Residual blocks at half resolution, at a quarter with twice the channels, and at half again.
+BLOCKS = (1, 3, 2)
+# Pixels of a side that the head's finest level takes as channels.
+_CELL = 2
+
+
+class DetailBlock(nnx.Module):
+    """Two 3x3 convolutions beside the identity, steered by the tokens."""
+
+    def __init__(self, channels: int, steering: int, *, rngs: nnx.Rngs, **linear: str):
+        self.steer = Linear(steering, 2 * channels, axes=("embed", None), rngs=rngs, **linear)
+        self.conv_in = _conv(channels, channels, rngs, **linear)
+        # Zero start: the block begins as the identity.
+        self.conv_out = _conv(channels, channels, rngs, zero_init=True, **linear)
+
+    def __call__(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
+        """`[batch, height, width, channels]`, tokens `[batch, h, w, steering]`, to the same."""
+        scale, shift = jnp.split(_spread(self.steer(tokens), x), 2, axis=-1)
+        return x + self.conv_out(jax.nn.silu(self.conv_in(x * (1 + scale) + shift)))
+
+
+class DetailHead(nnx.Module):
+    """Correction of the degraded picture from its pixels and the transformer's image tokens.
+
+    Args:
+      config: `detail_channels` at half resolution; tokens of `in_channels`, patches of `patch`.
+    """
+
+    def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
+        channels, steering = config.detail_channels, config.in_channels
+        linear = dict(param_dtype=config.base_dtype, dtype=config.dtype)
+        self.patch = config.patch
+        pixels = 3 * _CELL**2
+        # The tokens start at zero (`FinalLayer`), so nothing is steered at first.
+        self.colour = Linear(steering, 12, axes=("embed", None), rngs=rngs, **linear)
+        self.conv_in = _conv(pixels, channels, rngs, **linear)
+        self.before = self._blocks(BLOCKS[0], channels, steering, rngs, linear)
+        self.down = Linear(4 * channels, 2 * channels, axes=(None, None), rngs=rngs, **linear)
+        self.within = self._blocks(BLOCKS[1], 2 * channels, steering, rngs, linear)
+        self.up = Linear(2 * channels, 4 * channels, axes=(None, None), rngs=rngs, **linear)
+        self.after = self._blocks(BLOCKS[2], channels, steering, rngs, linear)
+        self.steer = Linear(steering, 2 * channels, axes=("embed", None), rngs=rngs, **linear)
+        self.conv_out = _conv(channels, pixels, rngs, zero_init=True, **linear)
+
+    @staticmethod
+    def _blocks(count: int, channels: int, steering: int, rngs: nnx.Rngs, linear: dict) -> nnx.List:
+        return nnx.List(
+            [DetailBlock(channels, steering, rngs=rngs, **linear) for _ in range(count)]
+        )
+
+    def __call__(self, condition: jax.Array, tokens: jax.Array) -> jax.Array:
+        """The correction, as latents.
+
+        Args:
+          condition: `[batch, h, w, 3 * patch**2]`, pixels of the degraded picture in [-1, 1].
+          tokens: `[batch, h, w, in_channels]`, the transformer's output for each patch.
+
+        Returns:
+          `[batch, h, w, 3 * patch**2]`, float32.
+        """
+        sides = dict(p=self.patch // _CELL, q=self.patch // _CELL, c=3, i=_CELL, j=_CELL)
+        pixels = rearrange(condition, "b h w (p i q j c) -> b (h p) (w q) (i j c)", **sides)
+        x = self.conv_in(pixels)
+        for block in self.before:
+            x = block(x, tokens)
+        y = self.down(rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=2, q=2))
+        for block in self.within:
+            y = block(y, tokens)
+        x = x + rearrange(self.up(y), "b h w (p q c) -> b (h p) (w q) c", p=2, q=2)
+        for block in self.after:
+            x = block(x, tokens)
+        scale, shift = jnp.split(_spread(self.steer(tokens), x), 2, axis=-1)
+        fine = self.conv_out(x * (1 + scale) + shift).astype(jnp.float32)
+        fine = fine + self._colour(pixels, tokens)
+        return rearrange(fine, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **sides)
+
+    def _colour(self, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
+        """A change of light and colour: 3x3 matrix and shift for each place."""
+        matrix = _spread(self.colour(tokens), pixels).astype(jnp.float32)
+        matrix = rearrange(matrix, "b h w (c d) -> b h w c d", d=4)
+        colours = rearrange(pixels, "b h w (cell d) -> b h w cell d", d=3)
+        changed = jnp.einsum("bhwxd,bhwcd->bhwxc", colours, matrix[..., :3])
+        changed = changed + matrix[..., None, :, 3]
+        return rearrange(changed, "b h w cell c -> b h w (cell c)")
+
+
+def _conv(
+    into: int,
+    out: int,
+    rngs: nnx.Rngs,
+    *,
+    zero_init: bool = False,
+    param_dtype: str,
+    dtype: str,
+) -> nnx.Conv:
+    init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
+    return nnx.Conv(
+        into, out, (3, 3), kernel_init=init, param_dtype=param_dtype, dtype=dtype, rngs=rngs
+    )
+
+
+def _spread(tokens: jax.Array, like: jax.Array) -> jax.Array:
+    """Interpolates `[batch, h, w, channels]` linearly to the height and width of `like`."""
+    batch, _, _, channels = tokens.shape
+    return jax.image.resize(tokens, (batch, *like.shape[1:3], channels), "linear")

@@ -1,0 +1,129 @@
+"""Nano's convolutional head against PyTorch, and what it starts as."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cotir_jax.models import presets
+from cotir_jax.models.detail import DetailHead
+from cotir_jax.models.transformer import Text, make_transformer, predict
+
+CONFIG = presets.preset(
+    "nano",
+    "hidden_size=64, num_heads=2, patch=8, in_channels=192, detail_channels=12, text_tokens=4",
+)
+
+
+def _random(module, scale=0.1):
+    """The module with every weight drawn anew, zeros included."""
+    graphdef, state = nnx.split(module)
+    leaves, structure = jax.tree.flatten(state)
+    rng = np.random.default_rng(0)
+    drawn = [jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype) for leaf in leaves]
+    return nnx.merge(graphdef, jax.tree.unflatten(structure, drawn))
+
+
+def test_head_equals_pytorchs_layers():
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    functional = torch.nn.functional
+    head = _random(DetailHead(CONFIG, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(1)
+    picture = rng.uniform(-1, 1, (2, 3, 24, 32)).astype(np.float32)
+    tokens = rng.normal(size=(2, 192, 3, 4)).astype(np.float32)
+
+    def tensor(variable):
+        return torch.from_numpy(np.array(variable[...]))
+
+    def linear(x, layer):
+        return torch.einsum("bchw,cd->bdhw", x, tensor(layer.kernel))
+
+    def conv(x, layer):
+        kernel = tensor(layer.kernel).permute(3, 2, 0, 1)
+        return functional.conv2d(x, kernel, tensor(layer.bias), padding=1)
+
+    def spread(layer, like):
+        low = linear(torch.from_numpy(tokens), layer)
+        return functional.interpolate(low, like.shape[2:], mode="bilinear", align_corners=False)
+
+    def block(x, layer):
+        scale, shift = spread(layer.steer, x).chunk(2, dim=1)
+        inner = conv(x * (1 + scale) + shift, layer.conv_in)
+        return x + conv(functional.silu(inner), layer.conv_out)
+
+    def cells(x):  # places of a 2x2 cell before channels; PyTorch has channels first
+        packed = functional.pixel_unshuffle(x, 2).unflatten(1, (-1, 4))
+        return packed.transpose(1, 2).flatten(1, 2)
+
+    def uncells(x):
+        unpacked = x.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)
+        return functional.pixel_shuffle(unpacked, 2)
+
+    pixels = cells(torch.from_numpy(picture))
+    x = conv(pixels, head.conv_in)
+    for layer in head.before:
+        x = block(x, layer)
+    y = linear(cells(x), head.down)
+    for layer in head.within:
+        y = block(y, layer)
+    x = x + uncells(linear(y, head.up))
+    for layer in head.after:
+        x = block(x, layer)
+    scale, shift = spread(head.steer, x).chunk(2, dim=1)
+    expected = uncells(conv(x * (1 + scale) + shift, head.conv_out))
+    # The colour matrix is interpolated to cells and applied to each of a cell's pixels.
+    matrix = spread(head.colour, pixels).unflatten(1, (3, 4))
+    matrix = functional.interpolate(matrix.flatten(1, 2), scale_factor=2, mode="nearest")
+    matrix = matrix.unflatten(1, (3, 4))
+    colour = torch.einsum("bcdhw,bdhw->bchw", matrix[:, :, :3], torch.from_numpy(picture))
+    expected = expected + colour + matrix[:, :, 3]
+
+    def patches(picture):
+        batch, _, height, width = picture.shape
+        split = picture.reshape(batch, 3, height // 8, 8, width // 8, 8)
+        return split.transpose(0, 2, 4, 3, 5, 1).reshape(batch, height // 8, width // 8, 192)
+
+    got = head(jnp.asarray(patches(picture)), jnp.asarray(tokens.transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(got, patches(expected.numpy()), rtol=2e-4, atol=2e-4)
+
+
+def test_starts_as_the_identity_and_every_weight_of_it_learns():
+    model = make_transformer(CONFIG, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    condition, noise = (jnp.asarray(rng.normal(size=(1, 2, 3, 192)), jnp.float32) for _ in "ab")
+    text = Text(jnp.asarray(rng.normal(size=(1, 4, 384)), jnp.float32))
+
+    def velocity(model):
+        return predict(model, noise, condition, text, jnp.ones(1)).image
+
+    np.testing.assert_allclose(velocity(model), noise - condition, atol=1e-6)
+    # Away from the start, where zero weights hold gradients back from those below.
+    gradients = nnx.grad(lambda model: jnp.square(velocity(model)).mean())(_random(model))
+    flat = nnx.to_flat_state(gradients["detail"])
+    assert len(flat) > 20
+    assert all(np.abs(leaf[...]).max() > 0 for _, leaf in flat)
+
+
+def test_a_step_from_the_start_moves_head_and_tokens():
+    """Zero starts in the head and in the final layer must not hold each other at zero."""
+    model = make_transformer(CONFIG, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    condition, noise, clean = (
+        jnp.asarray(rng.normal(size=(1, 2, 3, 192)), jnp.float32) for _ in "abc"
+    )
+    text = Text(jnp.asarray(rng.normal(size=(1, 4, 384)), jnp.float32))
+
+    def loss(model):
+        velocity = predict(model, noise, condition, text, jnp.ones(1)).image
+        return jnp.square(velocity - (noise - clean)).mean()
+
+    gradients = nnx.grad(loss)(model)
+    assert np.abs(gradients["detail"]["conv_out"]["kernel"][...]).max() > 0
+    assert np.abs(gradients["final_layer"]["linear"]["kernel"][...]).max() > 0
+
+
+@pytest.mark.parametrize("overrides", ["prediction='velocity'", "patch=6", "autoencoder='flux2'"])
+def test_unsuitable_sizes_are_refused(overrides):
+    with pytest.raises(ValueError, match="detail_channels needs"):
+        presets.preset("nano", f"detail_channels=8, {overrides}")
