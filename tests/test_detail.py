@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cotir_jax import partitioning
+from cotir_jax.checkpoints import model_folder
 from cotir_jax.models import presets
 from cotir_jax.models.detail import DetailHead
 from cotir_jax.models.transformer import Text, make_transformer, predict
+from cotir_jax.restore import Restorer
 
 CONFIG = presets.preset(
     "nano",
@@ -127,3 +130,16 @@ def test_a_step_from_the_start_moves_head_and_tokens():
 def test_unsuitable_sizes_are_refused(overrides):
     with pytest.raises(ValueError, match="detail_channels needs"):
         presets.preset("nano", f"detail_channels=8, {overrides}")
+
+
+def test_a_model_folder_keeps_the_head(tmp_path):
+    model = _random(make_transformer(CONFIG, rngs=nnx.Rngs(0)), 0.02)
+    model_folder.save_model(tmp_path / "model", model, {})
+    mesh = partitioning.make_mesh({}, jax.devices()[:1])
+    loaded = model_folder.load_model(tmp_path / "model", mesh, partitioning.RULES)
+    theirs, ours = (jax.tree.leaves(nnx.state(each)) for each in (loaded, model))
+    for a, b in zip(theirs, ours, strict=True):
+        np.testing.assert_allclose(a, b, rtol=2**-7)  # the folder may hold bfloat16
+    restorer = Restorer.load(tmp_path / "model")
+    picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    assert restorer(picture, "denoise").image.shape == (40, 50, 3)
