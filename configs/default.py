@@ -114,6 +114,8 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     # delta of scene, degradation, plan.
     constraints.tolerances = (1e-4, 1e-4, 1e-4)
     constraints.learning_rate = 1e-4
+    # Multipliers at the start; with learning rate 0 they stay, as weights of a fixed sum of losses.
+    constraints.initial = 0.0
     # A multiplier for each degradation instead of one for all.
     constraints.per_degradation = False
     # Leave padding tokens out of the constraint losses.

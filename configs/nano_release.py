@@ -9,15 +9,15 @@ the same command again to continue.
 
 from configs import nano
 
+# Tokens of 16 pixels see a picture of 256 whole; convolutions take care of what is finer.
+SIZES = "hidden_size=256, num_heads=8, patch=16, in_channels=768, detail_channels=64, tile=256"
+
 
 def get_config(model: str = "nano"):
     """Returns the config of the release's run."""
     config = nano.get_config(model)
     config.init = "scratch"
-    # Tokens of 16 pixels see a picture of 256 whole; convolutions take care of what is finer.
-    config.model.overrides = (
-        "hidden_size=256, num_heads=8, patch=16, in_channels=768, detail_channels=64, tile=256"
-    )
+    config.model.overrides = SIZES
     config.data.fresh = True
     config.data.workers = 1
     config.data.threads = 1

@@ -33,6 +33,7 @@ def train_settings(config: ml_collections.ConfigDict, num_degradations: int) -> 
         total_steps=config.train.steps,
         tolerances=tuple(constraints.tolerances),
         dual_learning_rate=constraints.learning_rate,
+        initial_multiplier=constraints.initial,
         multiplier_groups=num_degradations if constraints.per_degradation else 1,
         mask_padding=constraints.mask_padding,
     )

@@ -33,6 +33,7 @@ class TrainSettings(NamedTuple):
       weight_decay, b1, b2, clip_norm: AdamW and the clip of the global gradient norm.
       tolerances: delta of scene, degradation, plan.
       dual_learning_rate: of the multipliers' Adam ascent.
+      initial_multiplier: value that all multipliers start from.
       multiplier_groups: 1, or the number of degradations for a multiplier each.
       mask_padding: leave padding out of the constraint losses.
       timestep_mean, timestep_std: t = sigmoid(mean + std * N(0, 1)).
@@ -53,6 +54,7 @@ class TrainSettings(NamedTuple):
     clip_norm: float = 1.0
     tolerances: tuple[float, float, float] = (1e-4, 1e-4, 1e-4)
     dual_learning_rate: float = 1e-4
+    initial_multiplier: float = 0.0
     multiplier_groups: int = 1
     mask_padding: bool = False
     timestep_mean: float = 0.0
@@ -319,7 +321,11 @@ def init_state(
     graphdef, trainable, base = nnx.split(model, which, ...)  # type: ignore[misc]
     autoencoder_graph, autoencoder_weights = nnx.split(autoencoder)
     trainable = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
-    multipliers = jnp.zeros((settings.multiplier_groups, len(objective.THOUGHTS)), jnp.float32)
+    multipliers = jnp.full(
+        (settings.multiplier_groups, len(objective.THOUGHTS)),
+        settings.initial_multiplier,
+        jnp.float32,
+    )
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
+from PIL import Image
 
 from cotir_jax.models import pipeline
 from cotir_jax.models.presets import preset
@@ -71,3 +73,54 @@ def test_klein_speed_counts_the_decoder(monkeypatch):
     program = jax.jit(lambda weights, x: nnx.merge(graphdef, weights).decode(x))
     counted = program.lower(weights, latents).cost_analysis()["flops"]
     assert 2 * klein_speed_jax.decoder(config, size) == pytest.approx(counted, rel=0.02)
+
+
+@pytest.mark.slow
+def test_ablation_runs_its_variants_and_goes_on_where_it_was(tmp_path):
+    pytest.importorskip("matplotlib", reason="draws the curves")
+    photos, test = tmp_path / "photos", tmp_path / "test"
+    rng = np.random.default_rng(0)
+    for folder, count in ((photos, 2), (test, 1)):
+        folder.mkdir()
+        for number in range(count):
+            coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
+            coarse.resize((96, 96)).save(folder / f"{count}{number}.png")
+    root = BENCHMARKS.parent.parent
+    sizes = "hidden_size=64,num_heads=2,patch=16,in_channels=768,detail_channels=8,tile=64"
+    command = [
+        sys.executable, str(BENCHMARKS / "ablation.py"), f"--photos={photos}",
+        f"--test-photos={test}", f"--out={tmp_path / 'out'}", "--seeds=2", "--steps=2",
+        "--patch=32", "--batch=2", "--config.bench.size=64", "--config.data.workers=0",
+        f"--sizes={sizes}", "--config.bench.test_per_degradation=1", "--config.log.every=1",
+        "--config.bench.degradations=haze,haze+noise,snow+flare", "--config.bench.workers=1",
+    ]  # fmt: skip
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
+    environment.pop("XLA_FLAGS", None)  # one device
+    first, second = (
+        subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        for _ in range(2)
+    )
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert second.stdout == first.stdout  # read from the runs' results
+
+    def metrics(variant):
+        lines = (tmp_path / "out" / f"{variant}-0" / "metrics.jsonl").read_text().splitlines()
+        return [row for row in map(json.loads, lines) if "multiplier_scene" in row][-1]
+
+    # What sets the variants apart, as the runs themselves report it.
+    assert metrics("none")["constraint_loss_scene"] == 0
+    assert metrics("free")["constraint_loss_scene"] > 0
+    assert metrics("free")["multiplier_scene"] == 0
+    assert metrics("fixed")["multiplier_scene"] == 1
+    assert metrics("dual")["multiplier_scene"] == pytest.approx(6e-3, rel=0.05)
+    # The table against the runs' own scores.
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    row = next(line for line in table if line.startswith("| dual | psnr"))
+    gains = []
+    for seed in range(2):
+        result = json.loads((tmp_path / "out" / f"dual-{seed}" / "result.json").read_text())
+        scores = result["evaluated"]["per_degradation"]["snow+flare"]
+        gains.append(scores["psnr"] - scores["input_psnr"])
+    shown = float(row.split("|")[7].split("±")[0])
+    assert shown == pytest.approx(np.mean(gains), abs=6e-4)
+    assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
