@@ -79,6 +79,10 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 f"config.train.stages: patch size {stage.patch_size} is larger than "
                 f"config.bench.size={config.bench.size}"
             )
+    if config.constraints.initial < 0:
+        raise ValueError(
+            f"config.constraints.initial={config.constraints.initial}: multipliers are 0 or more"
+        )
     folder = init_folder(config)
     if folder is not None:
         model_folder.load_config(folder)

@@ -211,6 +211,7 @@ def test_another_config_in_the_workdir_is_refused(bench, uninterrupted):
         ("--config.train.stages=((9, 50, 4),)", "not a multiple"),
         ("--config.train.stages=((9, 640, 4),)", "config.bench.size"),
         ("--config.model.overrides=hiden_size=3", "hiden_size"),
+        ("--config.constraints.initial=-1.0", "0 or more"),
         ("--config.init=/nowhere", "not a model folder"),
         ("--config.data.dir=/nowhere", "no such folder"),
         ("--config.bench.photos=/nowhere", "no such folder"),
