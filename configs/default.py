@@ -45,6 +45,8 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     # Make every training sample when it is read, from `bench`, so that none comes twice; `dir`, or
     # what is built in its place, then serves validation and test alone.
     data.fresh = False
+    # Sides in pixels of fresh samples, in turns, before they are cropped; empty: `bench.size`.
+    data.fresh_sizes = ()
     # Probability of a sample's vague prompt, from a step on.
     data.vague = ((0, 0.2), (10_000, 0.3), (20_000, 0.4), (30_000, 0.5), (40_000, 0.6))
     # Worker processes that decode; 0 decodes in threads of this process.

@@ -9,31 +9,28 @@ the same command again to continue.
 
 from configs import nano
 
-# Tokens of 16 pixels see a picture of 256 whole; convolutions take care of what is finer.
-SIZES = "hidden_size=256, num_heads=8, patch=16, in_channels=768, detail_channels=64, tile=256"
-
-
 def get_config(model: str = "nano"):
     """Returns the config of the release's run."""
     config = nano.get_config(model)
     config.init = "scratch"
-    config.model.overrides = SIZES
     config.data.fresh = True
+    config.data.fresh_sizes = (192, 256, 320)
     config.data.workers = 1
     config.data.threads = 1
+    config.data.text_cache_gb = 2.0
     config.bench.degradations = "all"
     config.bench.size = 256
     # For validation alone: training samples are fresh.
     config.bench.samples_per_degradation = 2
     config.bench.test_per_degradation = 5
-    config.train.steps = 5000
-    # Most steps on crops, which cost a quarter; then the size that restoring looks at.
-    config.train.stages = ((4500, 128, 16), (5000, 256, 8))
+    config.train.steps = 5600
+    # Most steps on crops, which cost less than half; then the size that restoring looks at.
+    config.train.stages = ((5000, 128, 8), (5600, 192, 8))
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 200
     config.train.learning_rate_floor = 1e-6
     config.train.ema_decay = 0.998
     config.train.full_noise = 0.9
     config.log.every = 25
-    config.checkpoint.every = 250
+    config.checkpoint.every = 400
     return config

@@ -174,9 +174,12 @@ def _detail(config: CoTIRConfig, patch_size: int) -> Work:
     """The convolutional head for one picture; only a model that trains whole has one."""
     if not (channels := config.detail_channels):
         return Work(0, 0)
-    fine, coarse, tokens = patch_size // 2, patch_size // 4, patch_size // config.patch
+    tokens = patch_size // config.patch
+    fine = patch_size // detail.CELL
+    coarse = fine // 2
     before, within, after = detail.BLOCKS
-    ends = fine**2 * 9 * 12 * channels
+    pixels = 3 * detail.CELL**2
+    ends = fine**2 * 9 * pixels * channels
     steered = {fine: 2 * channels * (before + after + 1) + 12, coarse: 4 * channels * within}
     layers = (
         # Wider blocks at a quarter of the places cost what the others do.
@@ -186,7 +189,7 @@ def _detail(config: CoTIRConfig, patch_size: int) -> Work:
         + tokens**2 * config.in_channels * sum(steered.values())
     )
     # Interpolation has no weights; what reads the degraded picture passes no gradient on to it.
-    once = ends + fine**2 * 4 * 9
+    once = ends + fine**2 * 3 * pixels
     once += sum(width * tokens * side * (tokens + side) for side, width in steered.items())
     return _sum(trained(layers), Work(once, once))
 

@@ -78,7 +78,10 @@ def main(argv: list[str]) -> None:
         run_config.check_config(config)
         data_dir = Path(config.data.dir) if config.data.dir else build_data(config, workdir)
         try:
-            fresh = FreshSamples(make_plan(**bench_options(config))) if config.data.fresh else None
+            fresh = None
+            if config.data.fresh:
+                plan = make_plan(**bench_options(config))
+                fresh = FreshSamples(plan, tuple(config.data.fresh_sizes))
             result = training_loop.run_training(config, workdir, data_dir, fresh)
         except training_loop.Interrupted as interrupted:
             print_result({"interrupted": str(interrupted)})

@@ -74,10 +74,11 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     mesh = partitioning.make_mesh(dict(config.mesh))
     check_step(config, model_config, mesh)
     for stage in make_stages(config):
-        if not config.data.dir and stage.patch_size > config.bench.size:
+        sides = config.data.fresh and config.data.fresh_sizes or (config.bench.size,)
+        if not config.data.dir and stage.patch_size > min(sides):
             raise ValueError(
                 f"config.train.stages: patch size {stage.patch_size} is larger than "
-                f"config.bench.size={config.bench.size}"
+                f"{min(sides)}, the least of config.bench.size and config.data.fresh_sizes"
             )
     if config.constraints.initial < 0:
         raise ValueError(

@@ -1,7 +1,7 @@
 """Samples made while training, so that none comes twice: CoTIR-Bench without its shards."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,9 +26,12 @@ class FreshSamples:
 
     Attributes:
         plan: what to make; see ``bench.plan.make_plan``.
+        sizes: sides in pixels that samples take in turns, empty for the plan's. Degradations grow
+            with the side, so one crop size sees them at several scales.
     """
 
     plan: Plan
+    sizes: tuple[int, ...] = ()
 
     @cached_property
     def _names(self) -> dict[str, str]:
@@ -68,7 +71,9 @@ class FreshSamples:
         degradation, number = divmod(int(sample), _SAMPLES)
         number += _FIRST
         name = self._names[self.degradations[degradation]]
+        sizes = self.sizes or (self.plan.size,)
         job = self.plan.job("train", name, range(number, number + 1))
+        job = replace(job, size=sizes[number % len(sizes)])
         made = make_sample(job, number, compress_level=0)
         return made.lq, made.hq, json.dumps(made.meta).encode()
 
