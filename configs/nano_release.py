@@ -17,15 +17,16 @@ def get_config(model: str = "nano"):
     config.data.fresh_sizes = (192, 256, 320)
     config.data.workers = 1
     config.data.threads = 1
-    config.data.text_cache_gb = 2.0
+    # Nearly every thought is new.
+    config.train.text_encoders = "in_step"
     config.bench.degradations = "all"
     config.bench.size = 256
     # For validation alone: training samples are fresh.
     config.bench.samples_per_degradation = 2
     config.bench.test_per_degradation = 5
-    config.train.steps = 5600
+    config.train.steps = 4150
     # Most steps on crops, which cost less than half; then the size that restoring looks at.
-    config.train.stages = ((5000, 128, 8), (5600, 192, 8))
+    config.train.stages = ((3700, 128, 8), (4150, 192, 8))
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 200
     config.train.learning_rate_floor = 1e-6
