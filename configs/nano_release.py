@@ -9,6 +9,7 @@ the same command again to continue.
 
 from configs import nano
 
+
 def get_config(model: str = "nano"):
     """Returns the config of the release's run."""
     config = nano.get_config(model)
@@ -24,9 +25,9 @@ def get_config(model: str = "nano"):
     # For validation alone: training samples are fresh.
     config.bench.samples_per_degradation = 2
     config.bench.test_per_degradation = 5
-    config.train.steps = 4150
+    config.train.steps = 3450
     # Most steps on crops, which cost less than half; then the size that restoring looks at.
-    config.train.stages = ((3700, 128, 8), (4150, 192, 8))
+    config.train.stages = ((3000, 128, 8), (3450, 192, 8))
     config.train.learning_rate = 1e-3
     config.train.warmup_steps = 200
     config.train.learning_rate_floor = 1e-6

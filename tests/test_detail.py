@@ -55,29 +55,29 @@ def test_head_equals_pytorchs_layers():
         inner = conv(x * (1 + scale) + shift, layer.conv_in)
         return x + conv(functional.silu(inner), layer.conv_out)
 
-    def cells(x):  # places of a 2x2 cell before channels; PyTorch has channels first
-        packed = functional.pixel_unshuffle(x, 2).unflatten(1, (-1, 4))
+    def cells(x, side):  # places of a cell before channels; PyTorch has channels first
+        packed = functional.pixel_unshuffle(x, side).unflatten(1, (-1, side**2))
         return packed.transpose(1, 2).flatten(1, 2)
 
-    def uncells(x):
-        unpacked = x.unflatten(1, (4, -1)).transpose(1, 2).flatten(1, 2)
-        return functional.pixel_shuffle(unpacked, 2)
+    def uncells(x, side):
+        unpacked = x.unflatten(1, (side**2, -1)).transpose(1, 2).flatten(1, 2)
+        return functional.pixel_shuffle(unpacked, side)
 
-    pixels = cells(torch.from_numpy(picture))
+    pixels = cells(torch.from_numpy(picture), 4)
     x = conv(pixels, head.conv_in)
     for layer in head.before:
         x = block(x, layer)
-    y = linear(cells(x), head.down)
+    y = linear(cells(x, 2), head.down)
     for layer in head.within:
         y = block(y, layer)
-    x = x + uncells(linear(y, head.up))
+    x = x + uncells(linear(y, head.up), 2)
     for layer in head.after:
         x = block(x, layer)
     scale, shift = spread(head.steer, x).chunk(2, dim=1)
-    expected = uncells(conv(x * (1 + scale) + shift, head.conv_out))
+    expected = uncells(conv(x * (1 + scale) + shift, head.conv_out), 4)
     # The colour matrix is interpolated to cells and applied to each of a cell's pixels.
     matrix = spread(head.colour, pixels).unflatten(1, (3, 4))
-    matrix = functional.interpolate(matrix.flatten(1, 2), scale_factor=2, mode="nearest")
+    matrix = functional.interpolate(matrix.flatten(1, 2), scale_factor=4, mode="nearest")
     matrix = matrix.unflatten(1, (3, 4))
     colour = torch.einsum("bcdhw,bdhw->bchw", matrix[:, :, :3], torch.from_numpy(picture))
     expected = expected + colour + matrix[:, :, 3]
@@ -126,7 +126,7 @@ def test_a_step_from_the_start_moves_head_and_tokens():
     assert np.abs(gradients["final_layer"]["linear"]["kernel"][...]).max() > 0
 
 
-@pytest.mark.parametrize("overrides", ["prediction='velocity'", "patch=6", "autoencoder='flux2'"])
+@pytest.mark.parametrize("overrides", ["prediction='velocity'", "patch=12", "autoencoder='flux2'"])
 def test_unsuitable_sizes_are_refused(overrides):
     with pytest.raises(ValueError, match="detail_channels needs"):
         presets.preset("nano", f"detail_channels=8, {overrides}")
