@@ -86,11 +86,12 @@ def test_ablation_runs_its_variants_and_goes_on_where_it_was(tmp_path):
             coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
             coarse.resize((96, 96)).save(folder / f"{count}{number}.png")
     root = BENCHMARKS.parent.parent
-    sizes = "hidden_size=64,num_heads=2,patch=16,in_channels=768,detail_channels=8,tile=64"
+    sizes = "hidden_size=64,num_heads=2,detail_channels=8,tile=64,"
     command = [
         sys.executable, str(BENCHMARKS / "ablation.py"), f"--photos={photos}",
         f"--test-photos={test}", f"--out={tmp_path / 'out'}", "--seeds=2", "--steps=2",
         "--patch=32", "--batch=2", "--config.bench.size=64", "--config.data.workers=0",
+        "--config.data.fresh_sizes=(64,)",
         f"--sizes={sizes}", "--config.bench.test_per_degradation=1", "--config.log.every=1",
         "--config.bench.degradations=haze,haze+noise,snow+flare", "--config.bench.workers=1",
     ]  # fmt: skip

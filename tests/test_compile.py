@@ -83,8 +83,8 @@ def test_flops_of_text_encoders_are_those_of_their_trace(name):
     "name, overrides, patch, trainable",
     [
         ("nano", "", 96, "all"),
-        ("nano", "patch=16, in_channels=768, detail_channels=24", 96, "all"),
-        ("nano", "prediction='velocity', lora_rank=8", 96, "lora_and_adapter"),
+        ("nano", "patch=8, in_channels=192, detail_channels=0", 96, "all"),
+        ("nano", "prediction='velocity', lora_rank=8, detail_channels=0", 96, "lora_and_adapter"),
         ("klein-4b", "remat='none'", 512, "lora_and_adapter"),
         ("kontext-12b", "remat='none'", 512, "lora_and_adapter"),
     ],
@@ -215,7 +215,7 @@ def test_frozen_weights_take_no_gradient_and_no_optimizer_state():
     """From the compiled program's sizes: arguments, results, and what lies between them."""
     overrides = (
         "hidden_size=384, num_heads=12, num_double_blocks=4, num_single_blocks=8, lora_rank=8, "
-        "text_tokens=8, prediction='velocity', remat='full'"
+        "text_tokens=8, prediction='velocity', detail_channels=0, remat='full'"
     )
     model, config = presets.preset("nano", overrides), default.get_config("nano")
     mesh = partitioning.make_mesh({}, jax.devices()[:1])

@@ -44,7 +44,8 @@ def _start(bench: Path, cache: Path, workdir: Path, devices: int, *flags: str) -
     fields = {
         "init": "scratch",
         "data.dir": bench,
-        "model.overrides": "hidden_size=64,num_heads=2,text_tokens=16,tile=32",
+        "model.overrides": "hidden_size=64,num_heads=2,text_tokens=16,tile=32,patch=8,"
+        "in_channels=192,detail_channels=0",
         "train.steps": STEPS,
         "train.stages": f"(({STEPS},32,8),)",
         "train.learning_rate": 1e-3,

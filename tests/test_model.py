@@ -17,7 +17,8 @@ from cotir_jax.models.transformer import Text, predict
 TINY = presets.preset(
     "nano",
     "hidden_size=64, num_heads=2, num_single_blocks=3, adapter_depth=2, lora_rank=4, "
-    "prediction='velocity', text_channels=24, text_tokens=5",
+    "prediction='velocity', text_channels=24, text_tokens=5, patch=8, in_channels=192, "
+    "detail_channels=0",
 )
 
 

@@ -29,7 +29,11 @@ def nano():
 
 def whole_picture_restorer(devices=None):
     """Random weights of a small model that takes pictures whole, as the published ones do."""
-    config = presets.preset("nano", "hidden_size=48, num_heads=2, axes_dim=(4,8,8,4), tile=0")
+    config = presets.preset(
+        "nano",
+        "hidden_size=48, num_heads=2, axes_dim=(4,8,8,4), tile=0, patch=8, in_channels=192, "
+        "detail_channels=0",
+    )
     mesh = partitioning.make_mesh({"fsdp": -1}, devices)
     encoders = text.load_text_encoders(model_folder.PACKAGED / "nano", config, mesh, ())
     model = make_transformer(config, rngs=nnx.Rngs(0))

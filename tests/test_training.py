@@ -41,7 +41,8 @@ def _fields(bench: Path) -> dict[str, object]:
     return {
         "init": "scratch",
         "data.dir": str(bench),
-        "model.overrides": "hidden_size=64, num_heads=2, text_tokens=16, tile=64",
+        "model.overrides": "hidden_size=64, num_heads=2, text_tokens=16, tile=64, patch=8, "
+        "in_channels=192, detail_channels=0",
         "train.steps": STEPS,
         "train.stages": ((5, 32, 4), (STEPS, 48, 2)),
         "train.learning_rate": 1e-3,

@@ -26,7 +26,6 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from configs import nano_release
 from cotir_jax.bench.composites import UNSEEN
 
 VARIANTS = ("none", "free", "fixed", "dual")
@@ -46,7 +45,7 @@ def command(variant: str, seed: int, workdir: Path, options: argparse.Namespace)
         "checkpoint.every": options.steps,
         "constraints.learning_rate": options.dual_rate if variant == "dual" else 0.0,
         "constraints.initial": options.fixed if variant == "fixed" else 0.0,
-        "model.overrides": options.sizes + ", adapter_depth=0" * (variant == "none"),
+        "model.overrides": options.sizes + "adapter_depth=0" * (variant == "none"),
     }
     return [
         sys.executable, "-m", "cotir_jax.main", "--config=configs/nano_release.py",
@@ -138,7 +137,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--fixed", type=float, default=1.0, help="multipliers of `fixed`")
     parser.add_argument("--dual-rate", type=float, default=3e-3, help="learning rate of `dual`")
-    parser.add_argument("--sizes", default=nano_release.SIZES, help="fields of the nano preset")
+    parser.add_argument("--sizes", default="", help="fields of the nano preset: 'patch=8, '")
     options, options.rest = parser.parse_known_args()  # the rest: fields for all runs
     results = {}
     for seed in range(options.seeds):
