@@ -42,6 +42,7 @@ setup(
             "imagehash>=4.3",
             "pytest>=8",
             "pytest-timeout",
+            "pytest-xdist>=3.6",
             "libtpu>=0.0.52",  # the TPU compiler, for --mode=compile
             "qwix>=0.1.8,<0.2",
             "playwright>=1.40",  # drives the system's chromium
