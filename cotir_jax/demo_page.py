@@ -20,10 +20,17 @@ from cotir_jax.restore import DEFAULT_PROMPT, Restored, Restorer
 FORMATS = ("png", "jpg", "webp", "tif", "avif")
 MAX_STEPS = 50
 MAX_PROMPT = 1000  # characters
+MAX_SEED = 2**31 - 1
 # Longest side of what the slider shows; the download has all pixels.
 _PREVIEW_SIDE = 1600
 # Pictures nobody looks at any more are removed after this many seconds.
 _KEEP_SECONDS = 3600
+# Script of the page: a click on a link to the file that the server has written.
+_SAVE = """file => {
+    const link = document.createElement("a");
+    Object.assign(link, {href: file.url, download: file.orig_name});
+    link.click();
+}"""
 _EXAMPLES = {"chelsea.png": "noise", "coffee.png": "low-light", "motorcycle_left.png": "haze"}
 
 
@@ -62,31 +69,45 @@ def build_page(restorer: Restorer, folder: Path, max_megapixels: float) -> Any:
                     steps = gr.Slider(
                         1, MAX_STEPS, restorer.config.num_steps, step=1, label="Steps"
                     )
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**31 - 1)
+                    seed = gr.Number(0, label="Seed", precision=0)
                 button = gr.Button("Restore", variant="primary", elem_id="restore")
             with gr.Column():
                 slider = gr.ImageSlider(
-                    label="Before, after", format="png", interactive=False, elem_id="slider"
+                    label="Before, after",
+                    format="png",
+                    interactive=False,
+                    buttons=["fullscreen"],  # its download would be of the preview
+                    elem_id="slider",
                 )
                 thoughts = gr.Markdown(elem_id="thoughts")
                 with gr.Row():
                     kind = gr.Dropdown(list(FORMATS), value="png", label="Format")
                     quality = gr.Slider(1, 100, 95, step=1, label="Quality (jpg, webp, avif)")
-                file = gr.DownloadButton("Download", interactive=False, elem_id="download")
-        gr.Examples(_write_examples(folder), [picture, prompt], cache_examples=False)
+                download = gr.Button("Download", elem_id="download")
+                file = gr.File(visible="hidden")
+        examples = gr.Dataset(
+            components=[picture, prompt],
+            samples=_write_examples(folder),
+            headers=["Photo", "Prompt"],
+            label="Examples",
+            elem_id="examples",
+        )
 
         restore = _restore_function(gr, restorer, max_megapixels)
-        encode = _encode_function(gr, folder)
         preset.input(lambda text: text, preset, prompt, api_visibility="private")
+        # Not `gr.Examples`: it replaces the session's picture component, and our reader with it.
+        examples.click(lambda chosen: chosen, examples, [picture, prompt], api_visibility="private")
         button.click(
             restore,
             [picture, prompt, steps, seed],
             [slider, thoughts, done],
             api_name="restore",
             concurrency_limit=1,
-        ).success(encode, [done, kind, quality], file, api_visibility="private")
-        for choice in (kind.input, quality.release):
-            choice(encode, [done, kind, quality], file, api_visibility="private")
+        )
+        # Encoded only now: a file made before would be of an earlier result, format or quality.
+        download.click(
+            _encode_function(gr, folder), [done, kind, quality], file, api_visibility="private"
+        ).success(None, file, js=_SAVE, api_visibility="private")
     return page.queue(max_size=32, default_concurrency_limit=1)
 
 
@@ -112,6 +133,8 @@ def _restore_function(gr: Any, restorer: Restorer, max_megapixels: float) -> Cal
                 raise ValueError("choose a photo first")
             if len(prompt or "") > MAX_PROMPT:
                 raise ValueError(f"prompt of {len(prompt)} characters: at most {MAX_PROMPT}")
+            if not 0 <= (seed or 0) <= MAX_SEED:
+                raise ValueError(f"seed {seed}: must be 0 to {MAX_SEED}")
             path, name = picture
             photo = read_photo(Path(path), Path(name).name, int(max_megapixels * 1e6))
             progress(0, desc="Restoring")
@@ -132,15 +155,15 @@ def _restore_function(gr: Any, restorer: Restorer, max_megapixels: float) -> Cal
 
 
 def _encode_function(gr: Any, folder: Path) -> Callable:
-    def encode(restored: Restored | None, kind: str, quality: float) -> Any:
-        if restored is None:
-            return gr.DownloadButton(value=None, interactive=False)
+    def encode(restored: Restored | None, kind: str, quality: float) -> str:
         path = folder / "results" / uuid.uuid4().hex / f"restored.{kind}"
         try:
+            if restored is None:
+                raise ValueError("restore a photo first")
             restored.save(path, int(quality))
         except (ValueError, OSError) as error:
             raise gr.Error(_one_line(error), duration=None, print_exception=False) from None
-        return gr.DownloadButton(value=str(path), interactive=True)
+        return str(path)
 
     return encode
 

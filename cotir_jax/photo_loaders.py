@@ -27,8 +27,11 @@ _PILLOW: dict[bytes, type[ImageFile.ImageFile]] = {
     b"BM": BmpImagePlugin.BmpImageFile,
     **{b"P%d" % kind: PpmImagePlugin.PpmImageFile for kind in range(1, 7)},
 }
-_HEIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1", b"heic", b"heix")
+_HEIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
+# HEIC: that libvips reads its header, but has no decoder for its pixels.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _FORMATS = "JPEG, PNG, WebP, TIFF, AVIF, GIF, BMP, PPM"
+_NO_HEIC = f"it is HEIC; accepted are {_FORMATS}"
 
 
 def load(head: bytes, source: BinaryIO | bytes, max_pixels: int) -> pyvips.Image:
@@ -52,6 +55,8 @@ def load(head: bytes, source: BinaryIO | bytes, max_pixels: int) -> pyvips.Image
     loader = next((loader for magic, loader in _LOADERS if head.startswith(magic)), "")
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         loader = "webpload"
+    elif head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        raise ValueError(_NO_HEIC)
     elif head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS:
         loader = "heifload"
     if head[:2] in _PILLOW:
@@ -64,6 +69,8 @@ def load(head: bytes, source: BinaryIO | bytes, max_pixels: int) -> pyvips.Image
         stream = pyvips.Source.new_from_descriptor(source.fileno())
     load = getattr(pyvips.Image, f"{loader}_source")
     image = load(stream, access="sequential", fail_on="error")
+    if loader == "heifload" and image.get("heif-compression") == "hevc":
+        raise ValueError(_NO_HEIC)
     _check_pixels(image.width, image.height, max_pixels)
     return image
 

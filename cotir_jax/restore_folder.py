@@ -20,6 +20,8 @@ from cotir_jax.restored import Restored
 REPORT = "report.json"
 # Read besides those that can be written.
 _READ = (*SUFFIXES, ".bmp", ".ppm", ".pgm", ".gif")
+# Not read: photographs all the same, which the report must not pass over.
+_REFUSED = (".heic", ".heif")
 
 
 class Batches(Protocol):
@@ -121,7 +123,7 @@ def list_folder(folder: Path) -> list[Path]:
     found = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in _READ
+        if path.suffix.lower() in _READ + _REFUSED
         and path.is_file()
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
