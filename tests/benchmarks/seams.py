@@ -1,9 +1,10 @@
-"""How far windows and patches show on a smooth sky: `python tests/benchmarks/seams.py [MODEL]`.
+"""How far windows and cells show on a smooth sky: `python tests/benchmarks/seams.py [MODEL]`.
 
 Mean absolute difference of neighbouring columns, of 255, mean of RGB first, of a restored synthetic
 sky of 512x768 (a vertical blue gradient, also darkened, hazy and noisy): where windows begin or
-end (within two columns) against elsewhere, and where patches meet against within them. Then PSNR
-between the result and that of the same weights given 384 pixels at once, on the darkened sky.
+end (within two columns) against elsewhere, and where cells of the convolutional head (patches, in
+a model without it) meet against within them. Then PSNR between the result and that of the same
+weights given 384 pixels at once, on the darkened sky.
 """
 
 import dataclasses
@@ -13,6 +14,7 @@ import numpy as np
 from flax import nnx
 
 from cotir_jax import image_metrics, tiling
+from cotir_jax.models import detail
 from cotir_jax.restore import Restorer
 
 HEIGHT, WIDTH = 512, 768
@@ -36,8 +38,9 @@ def main() -> None:
     near, meets = np.zeros(WIDTH - 1, bool), np.zeros(WIDTH - 1, bool)
     for edge in {*lefts[1:], *(left + tile for left in lefts[:-1])}:
         near[max(0, edge - 2) : edge + 1] = True
-    meets[patch - 1 :: patch] = True
-    print("| sky | window borders | elsewhere | patch borders | within patches |\n|" + 5 * "---|")
+    cell = detail.CELL if restorer.config.detail_channels else patch
+    meets[cell - 1 :: cell] = True
+    print("| sky | window borders | elsewhere | cell borders | within cells |\n|" + 5 * "---|")
     for name, sky in skies().items():
         restored = restorer.pixels(sky).astype(np.float64).mean(axis=2)
         step = np.abs(np.diff(restored, axis=1)).mean(axis=0)
