@@ -2,7 +2,7 @@
 
     python -m cotir_jax.main --config=configs/nano.py --workdir=/tmp/nano
 
-Two CPU cores, from the packaged starting weights: see README for time and figures. From nothing:
+Two CPU cores, from the packaged weights: see README for time and figures. From nothing:
 `--config.init=scratch`.
 """
 
@@ -23,14 +23,14 @@ def get_config(model: str = "nano"):
     config.data.text_cache_gb = 0.3
     config.train.trainable = "all"
     config.train.steps = 160
-    config.train.stages = ((160, 96, 16),)
-    config.train.learning_rate = 3e-4
+    config.train.stages = ((160, 128, 8),)
+    config.train.learning_rate = 1e-4
     config.train.warmup_steps = 20
     config.train.learning_rate_floor = 1e-6
     config.train.ema_decay = 0.99
     # Nano samples in one step, from t = 1: most samples train there, few at small t, where the
     # velocity of a clean-picture estimate weighs its error by 1 / t^2.
-    config.train.full_noise = 0.7
+    config.train.full_noise = 0.9
     config.train.timestep_mean = 1.5
     config.constraints.learning_rate = 3e-4
     config.log.every = 10

@@ -32,7 +32,6 @@ def get_config(model: str = "nano"):
     config.train.warmup_steps = 200
     config.train.learning_rate_floor = 1e-6
     config.train.ema_decay = 0.998
-    config.train.full_noise = 0.9
     config.log.every = 25
     config.checkpoint.every = 400
     return config
