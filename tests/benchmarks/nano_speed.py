@@ -65,6 +65,6 @@ def restoring(side: int = 512) -> None:
 
 
 if __name__ == "__main__":
-    training(24, 64)
-    training(16, 96)
+    training(8, 128)
+    training(8, 192)
     restoring()
