@@ -2,8 +2,8 @@
 
 For nano:
 
-    cotir bench build --photos=OTHERS/ --test-photos=VALIDATION/ --samples=1 --test-samples=32 \\
-        --size=160 --seed=4 --degradations=quick --out=val/
+    cotir bench build --photos=OTHERS/ --test-photos=VALIDATION/ --samples=1 --test-samples=6 \\
+        --size=256 --seed=4 --degradations=all --out=val/
     cotir calibrate --model-dir=nano --jsonl=val/test/test.jsonl
     cotir explain --model-dir=nano --jsonl=test/test/test.jsonl     # the table of README
 """
