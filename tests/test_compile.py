@@ -322,6 +322,7 @@ def test_a_batch_that_does_not_fit_is_reported():
 
 @needs_libtpu
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # two cores and another test beside it
 def test_klein_on_sixteen_chips_of_v5e():
     done = _compile("--config=configs/tpu_v5e.py:klein-4b", "--topology=v5e:4x4", "--stage=4")
     assert done.returncode == 0, done.stderr[-2000:]

@@ -143,15 +143,18 @@ def test_unknown_degradations_are_refused():
 
 
 def test_a_split_calibrates_and_is_scored(explainer, tmp_path):
-    """Dark against noisy pictures of one photo, which nano tells apart."""
-    build_bench(tmp_path / "bench", degradations="low-light,noise", samples_per_degradation=1,
+    """Dark against overexposed pictures of one photo, which nano tells apart."""
+    build_bench(tmp_path / "bench", degradations="low-light,over-exposure", samples_per_degradation=1,
                 test_per_degradation=12, size=96, workers=1)  # fmt: skip
     listing = tmp_path / "bench" / "test" / "test.jsonl"
     fitted = explain_split.calibrate(explainer, listing, save=False)
-    assert fitted.calibration.names == ("low-light", "noise") and fitted.calibration.pictures == 24
+    assert (
+        fitted.calibration.names == ("low-light", "over-exposure")
+        and fitted.calibration.pictures == 24
+    )
     explanations, truth = explain_split.explain_split(fitted, listing)
     table = explain_split.accuracy(explanations, truth)
-    assert {row.name for row in table.rows} == {"low-light", "noise"}
+    assert {row.name for row in table.rows} == {"low-light", "over-exposure"}
     assert min(row.average_precision for row in table.rows) > 0.8
     assert table.top_named > table.top_named_by_chance
     hits = sum("low-light" in e.named for e, t in zip(explanations, truth, strict=True)
