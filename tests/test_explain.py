@@ -144,8 +144,10 @@ def test_unknown_degradations_are_refused():
 
 def test_a_split_calibrates_and_is_scored(explainer, tmp_path):
     """Dark against overexposed pictures of one photo, which nano tells apart."""
-    build_bench(tmp_path / "bench", degradations="low-light,over-exposure", samples_per_degradation=1,
-                test_per_degradation=12, size=96, workers=1)  # fmt: skip
+    build_bench(
+        tmp_path / "bench", degradations="low-light,over-exposure", samples_per_degradation=1,
+        test_per_degradation=12, size=96, workers=1,
+    )  # fmt: skip
     listing = tmp_path / "bench" / "test" / "test.jsonl"
     fitted = explain_split.calibrate(explainer, listing, save=False)
     assert (
