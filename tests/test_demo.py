@@ -326,7 +326,7 @@ def test_limits(server, dark):
     # The server answers and hangs up before it has taken all; which comes first is chance.
     with pytest.raises(OSError, match="413|Broken pipe|reset by peer"):
         server.upload(bytes(9_000_000))
-    with pytest.raises(urllib.error.HTTPError, match="413"):
+    with pytest.raises(OSError, match="413|Broken pipe|reset by peer"):
         server.post("call/restore", b" " * 2_000_000)
     large = encoded(np.zeros((1001, 1000, 3), np.uint8))
     event, content = server.restore(reference(server.upload(large)))

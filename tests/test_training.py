@@ -94,7 +94,9 @@ def _start_until(bench: Path, workdir: Path, steps: int) -> subprocess.Popen:
 
 def _lines(workdir: Path) -> list[dict]:
     path = workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    # A run that goes on may have written half of its last line.
+    whole = path.read_text().rpartition("\n")[0] if path.exists() else ""
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _losses(workdir: Path) -> dict[int, tuple]:
