@@ -91,6 +91,26 @@ def test_head_equals_pytorchs_layers():
     np.testing.assert_allclose(got, patches(expected.numpy()), rtol=2e-4, atol=2e-4)
 
 
+def test_eight_devices_give_the_gradients_of_one():
+    graphdef, state = nnx.split(_random(DetailHead(CONFIG, rngs=nnx.Rngs(0))))
+    rng = np.random.default_rng(1)
+    condition, tokens = (rng.normal(size=(8, 2, 2, 192)).astype(np.float32) for _ in "ab")
+
+    def loss(state, condition, tokens):
+        return jnp.square(nnx.merge(graphdef, state)(condition, tokens)).mean()
+
+    found = []
+    for sizes, devices in (({}, jax.devices()[:1]), ({"data": 2, "fsdp": 2, "tensor": 2}, None)):
+        mesh = partitioning.make_mesh(sizes, devices)
+        with jax.set_mesh(mesh):
+            batch = partitioning.global_batch({"c": condition, "t": tokens}, mesh)
+            whole = jax.device_put(state, partitioning.replicated(mesh))
+            gradient = jax.jit(jax.grad(loss, argnums=(0, 2)))
+            found.append(jax.device_get(gradient(whole, batch["c"], batch["t"])))
+    for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
+
+
 def test_starts_as_the_identity_and_every_weight_of_it_learns():
     model = make_transformer(CONFIG, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
