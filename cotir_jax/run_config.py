@@ -74,8 +74,9 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     mesh = partitioning.make_mesh(dict(config.mesh))
     check_step(config, model_config, mesh)
     for stage in make_stages(config):
-        sides = config.data.fresh and config.data.fresh_sizes or (config.bench.size,)
-        if not config.data.dir and stage.patch_size > min(sides):
+        sides = (config.data.fresh and config.data.fresh_sizes) or (config.bench.size,)
+        made_here = config.data.fresh or not config.data.dir
+        if made_here and stage.patch_size > min(sides):
             raise ValueError(
                 f"config.train.stages: patch size {stage.patch_size} is larger than "
                 f"{min(sides)}, the least of config.bench.size and config.data.fresh_sizes"

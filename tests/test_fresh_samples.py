@@ -48,6 +48,14 @@ def test_a_sample_is_the_builder_s(samples):
     assert end - start == samples.counts[0]
 
 
+def test_sizes_take_turns():
+    samples = FreshSamples(make_plan(**OPTIONS), (48, 80))
+    start = samples.ranges[0, 0]
+    pairs = [samples.read(start + i)[:2] for i in range(4)]
+    assert [_pixels(lq).shape for lq, _ in pairs] == [(s, s, 3) for s in (48, 80, 48, 80)]
+    assert all(_pixels(lq).shape == _pixels(hq).shape for lq, hq in pairs)
+
+
 def test_no_sample_comes_twice_or_is_in_the_benchmark(samples, tmp_path):
     build_bench(tmp_path / "bench", **OPTIONS)
     index = ShardIndex.build(tmp_path / "bench")
