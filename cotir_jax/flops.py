@@ -180,13 +180,14 @@ def _detail(config: CoTIRConfig, patch_size: int) -> Work:
     before, within, after = detail.BLOCKS
     pixels = 3 * detail.CELL**2
     ends = fine**2 * 9 * pixels * channels
-    steered = {fine: 2 * channels * (before + after + 1) + 12, coarse: 4 * channels * within}
+    steered = {fine: 2 * channels * (before + after + 1) + 14, coarse: 4 * channels * within}
     layers = (
         # Wider blocks at a quarter of the places cost what the others do.
         fine**2 * 18 * channels**2 * (before + within + after)
         + 16 * coarse**2 * channels**2
         + ends
         + tokens**2 * config.in_channels * sum(steered.values())
+        + config.text_channels * config.in_channels
     )
     # Interpolation has no weights; what reads the degraded picture passes no gradient on to it.
     once = ends + fine**2 * 3 * pixels

@@ -6,6 +6,11 @@ reads the degraded picture at full resolution, so that no detail has to pass thr
 is told by them what to do where: every block is scaled and shifted by what the tokens say (FiLM,
 arXiv 1709.07871), interpolated between their centres, so that no border between tokens shows. Light
 and colour are changed by a matrix a token, interpolated likewise (arXiv 1707.02880).
+
+The prompt names what is wrong, and so what must not change. It has a way of its own into the head,
+beside attention: its mean embedding is added to every token, and each of the two corrections, fine
+detail and colour, is scaled by a factor a token. That a sharpening request leaves the light alone
+is then one linear layer to learn.
 """
 
 from __future__ import annotations
@@ -52,6 +57,12 @@ class DetailHead(nnx.Module):
         linear = dict(param_dtype=config.base_dtype, dtype=config.dtype)
         self.patch = config.patch
         pixels = 3 * CELL**2
+        self.text = Linear(
+            config.text_channels, steering, axes=("embed", None), zero_init=True, rngs=rngs, **linear
+        )
+        self.gates = Linear(
+            steering, 2, axes=("embed", None), zero_init=True, rngs=rngs, **linear
+        )
         # The tokens start at zero (`FinalLayer`), so nothing is steered at first.
         self.colour = Linear(steering, 12, axes=("embed", None), rngs=rngs, **linear)
         self.conv_in = _conv(pixels, channels, rngs, **linear)
@@ -69,18 +80,20 @@ class DetailHead(nnx.Module):
             [DetailBlock(channels, steering, rngs=rngs, **linear) for _ in range(count)]
         )
 
-    def __call__(self, condition: jax.Array, tokens: jax.Array) -> jax.Array:
+    def __call__(self, condition: jax.Array, tokens: jax.Array, text: jax.Array) -> jax.Array:
         """The correction, as latents.
 
         Args:
           condition: `[batch, h, w, 3 * patch**2]`, pixels of the degraded picture in [-1, 1].
           tokens: `[batch, h, w, in_channels]`, the transformer's output for each patch.
+          text: `[batch, text_channels]`, mean of the prompt's embeddings.
 
         Returns:
           `[batch, h, w, 3 * patch**2]`, float32.
         """
         sides = dict(p=self.patch // CELL, q=self.patch // CELL, c=3, i=CELL, j=CELL)
         pixels = rearrange(condition, "b h w (p i q j c) -> b (h p) (w q) (i j c)", **sides)
+        tokens = tokens + self.text(text)[:, None, None]
         x = self.conv_in(pixels)
         for block in self.before:
             x = block(x, tokens)
@@ -92,8 +105,9 @@ class DetailHead(nnx.Module):
             x = block(x, tokens)
         scale, shift = jnp.split(_spread(self.steer(tokens), x), 2, axis=-1)
         fine = self.conv_out(x * (1 + scale) + shift).astype(jnp.float32)
-        fine = fine + self._colour(pixels, tokens)
-        return rearrange(fine, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **sides)
+        gates = 1 + _spread(self.gates(tokens), x).astype(jnp.float32)
+        both = gates[..., :1] * fine + gates[..., 1:] * self._colour(pixels, tokens)
+        return rearrange(both, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **sides)
 
     def _colour(self, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
         """A change of light and colour: 3x3 matrix and shift for each place."""

@@ -124,7 +124,7 @@ def predict(
         image = image[:, :count] + image[:, count:]
     image = rearrange(image, "b (h w) c -> b h w c", h=height)
     if isinstance(model, Flux2) and model.detail is not None:
-        image = model.detail(condition, image)
+        image = model.detail(condition, image, text.embeddings.mean(axis=1))
     if corrects:
         time = jnp.maximum(timestep.astype(jnp.float32), MIN_TIMESTEP)[:, None, None, None]
         image = (noisy_latents - condition - image) / time
