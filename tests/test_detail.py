@@ -35,6 +35,7 @@ def test_head_equals_pytorchs_layers():
     rng = np.random.default_rng(1)
     picture = rng.uniform(-1, 1, (2, 3, 24, 32)).astype(np.float32)
     tokens = rng.normal(size=(2, 192, 3, 4)).astype(np.float32)
+    prompt = rng.normal(size=(2, 384)).astype(np.float32)
 
     def tensor(variable):
         return torch.from_numpy(np.array(variable[...]))
@@ -46,8 +47,11 @@ def test_head_equals_pytorchs_layers():
         kernel = tensor(layer.kernel).permute(3, 2, 0, 1)
         return functional.conv2d(x, kernel, tensor(layer.bias), padding=1)
 
+    steering = torch.from_numpy(tokens)
+    steering = steering + 0.1 * linear(torch.from_numpy(prompt)[..., None, None], head.text)
+
     def spread(layer, like):
-        low = linear(torch.from_numpy(tokens), layer)
+        low = linear(steering, layer)
         return functional.interpolate(low, like.shape[2:], mode="bilinear", align_corners=False)
 
     def block(x, layer):
@@ -74,20 +78,24 @@ def test_head_equals_pytorchs_layers():
     for layer in head.after:
         x = block(x, layer)
     scale, shift = spread(head.steer, x).chunk(2, dim=1)
-    expected = uncells(conv(x * (1 + scale) + shift, head.conv_out), 4)
+    gates = 2 * torch.sigmoid(spread(head.gates, pixels))
+    expected = uncells(gates[:, :1] * conv(x * (1 + scale) + shift, head.conv_out), 4)
     # The colour matrix is interpolated to cells and applied to each of a cell's pixels.
     matrix = spread(head.colour, pixels).unflatten(1, (3, 4))
     matrix = functional.interpolate(matrix.flatten(1, 2), scale_factor=4, mode="nearest")
     matrix = matrix.unflatten(1, (3, 4))
     colour = torch.einsum("bcdhw,bdhw->bchw", matrix[:, :, :3], torch.from_numpy(picture))
-    expected = expected + colour + matrix[:, :, 3]
+    gate = functional.interpolate(gates[:, 1:], scale_factor=4, mode="nearest")
+    expected = expected + gate * (colour + matrix[:, :, 3])
 
     def patches(picture):
         batch, _, height, width = picture.shape
         split = picture.reshape(batch, 3, height // 8, 8, width // 8, 8)
         return split.transpose(0, 2, 4, 3, 5, 1).reshape(batch, height // 8, width // 8, 192)
 
-    got = head(jnp.asarray(patches(picture)), jnp.asarray(tokens.transpose(0, 2, 3, 1)))
+    got = head(
+        jnp.asarray(patches(picture)), jnp.asarray(tokens.transpose(0, 2, 3, 1)), jnp.asarray(prompt)
+    )
     np.testing.assert_allclose(got, patches(expected.numpy()), rtol=2e-4, atol=2e-4)
 
 
@@ -95,18 +103,19 @@ def test_eight_devices_give_the_gradients_of_one():
     graphdef, state = nnx.split(_random(DetailHead(CONFIG, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(1)
     condition, tokens = (rng.normal(size=(8, 2, 2, 192)).astype(np.float32) for _ in "ab")
+    prompt = rng.normal(size=(8, 384)).astype(np.float32)
 
-    def loss(state, condition, tokens):
-        return jnp.square(nnx.merge(graphdef, state)(condition, tokens)).mean()
+    def loss(state, *inputs):
+        return jnp.square(nnx.merge(graphdef, state)(*inputs)).mean()
 
     found = []
     for sizes, devices in (({}, jax.devices()[:1]), ({"data": 2, "fsdp": 2, "tensor": 2}, None)):
         mesh = partitioning.make_mesh(sizes, devices)
         with jax.set_mesh(mesh):
-            batch = partitioning.global_batch({"c": condition, "t": tokens}, mesh)
+            batch = partitioning.global_batch({"c": condition, "t": tokens, "p": prompt}, mesh)
             whole = jax.device_put(state, partitioning.replicated(mesh))
-            gradient = jax.jit(jax.grad(loss, argnums=(0, 2)))
-            found.append(jax.device_get(gradient(whole, batch["c"], batch["t"])))
+            gradient = jax.jit(jax.grad(loss, argnums=(0, 2, 3)))
+            found.append(jax.device_get(gradient(whole, batch["c"], batch["t"], batch["p"])))
     for one, eight in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(eight, one, rtol=1e-4, atol=1e-5 * np.abs(one).max())
 
