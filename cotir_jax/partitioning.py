@@ -167,6 +167,19 @@ def keep_batch_split(tree: Any) -> Any:
     return jax.tree.map(keep, tree)
 
 
+def keep_samples_whole(x: jax.Array) -> jax.Array:
+    """Tells the partitioner to split `[batch, ...]` along the batch alone, for convolutions.
+
+    Left to itself, XLA (of jax 0.10.2, on CPU devices in a mesh with all three axes above 1) splits
+    places or channels, and then gets the gradient of kernels that are split over `fsdp` wrong.
+    Without a mesh in force, or for a batch that does not divide over it, nothing changes.
+    """
+    parts = batch_parts()
+    if parts * jax.sharding.get_abstract_mesh().shape.get("tensor", 1) == 1 or x.shape[0] % parts:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+
+
 def in_rounds(function: Callable[[Any], jax.Array], tree: Any, most: int) -> jax.Array:
     """Applies a function to several batches, a few rows of each device at a time.
 

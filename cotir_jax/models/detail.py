@@ -22,6 +22,7 @@ from flax import nnx
 
 from cotir_jax.models.lora import Linear
 from cotir_jax.models.presets import CoTIRConfig
+from cotir_jax.partitioning import keep_samples_whole
 
 # Residual blocks at the finest level, at half its resolution with twice the channels, and again.
 BLOCKS = (1, 4, 2)
@@ -45,7 +46,8 @@ class DetailBlock(nnx.Module):
     def __call__(self, x: jax.Array, tokens: jax.Array) -> jax.Array:
         """`[batch, height, width, channels]`, tokens `[batch, h, w, steering]`, to the same."""
         scale, shift = jnp.split(_spread(self.steer(tokens), x), 2, axis=-1)
-        return x + self.conv_out(jax.nn.silu(self.conv_in(x * (1 + scale) + shift)))
+        x = x + self.conv_out(jax.nn.silu(self.conv_in(x * (1 + scale) + shift)))
+        return keep_samples_whole(x)
 
 
 class DetailHead(nnx.Module):
@@ -96,7 +98,7 @@ class DetailHead(nnx.Module):
         """
         sides = dict(p=self.patch // CELL, q=self.patch // CELL, c=3, i=CELL, j=CELL)
         pixels = rearrange(condition, "b h w (p i q j c) -> b (h p) (w q) (i j c)", **sides)
-        tokens = tokens + TEXT_SCALE * self.text(text)[:, None, None]
+        tokens = keep_samples_whole(tokens + TEXT_SCALE * self.text(text)[:, None, None])
         x = self.conv_in(pixels)
         for block in self.before:
             x = block(x, tokens)
