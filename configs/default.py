@@ -47,6 +47,9 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     data.fresh = False
     # Sides in pixels of fresh samples, in turns, before they are cropped; empty: `bench.size`.
     data.fresh_sizes = ()
+    # (degradation, samples in a round) pairs; one for what is not named. The loss is a mean of
+    # squared errors, so the hardest degradations outweigh the rest, where shares are equal.
+    data.shares = ()
     # Probability of a sample's vague prompt, from a step on.
     data.vague = ((0, 0.2), (10_000, 0.3), (20_000, 0.4), (30_000, 0.5), (40_000, 0.6))
     # Worker processes that decode; 0 decodes in threads of this process.

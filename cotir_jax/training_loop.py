@@ -223,6 +223,7 @@ class Loop:
                 tokenizer=self.text.tokens.tokenizer,
                 pooled_tokenizer=self.text.pooled and self.text.pooled.tokenizer,
                 vague_schedule=tuple(data.vague),
+                shares=tuple(data.shares),
                 rows=rows,
                 num_workers=data.workers,
                 num_threads=data.threads,

@@ -94,7 +94,9 @@ def test_head_equals_pytorchs_layers():
         return split.transpose(0, 2, 4, 3, 5, 1).reshape(batch, height // 8, width // 8, 192)
 
     got = head(
-        jnp.asarray(patches(picture)), jnp.asarray(tokens.transpose(0, 2, 3, 1)), jnp.asarray(prompt)
+        jnp.asarray(patches(picture)),
+        jnp.asarray(tokens.transpose(0, 2, 3, 1)),
+        jnp.asarray(prompt),
     )
     np.testing.assert_allclose(got, patches(expected.numpy()), rtol=2e-4, atol=2e-4)
 

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from cotir_jax.data.fresh_samples import FreshSamples
-from cotir_jax.data.mixing import locate
+from cotir_jax.data.mixing import locate, shares_of
 from cotir_jax.data.prompts import check_vague_schedule, choose_prompt, vague_probability
 from cotir_jax.data.samples import CorruptSample, Texts, crop_pair, read_texts
 from cotir_jax.data.shard_index import ShardIndex
@@ -47,6 +47,7 @@ def stage_batches(
     tokenizer: TextTokenizer,
     pooled_tokenizer: TextTokenizer | None = None,
     vague_schedule: Sequence[tuple[int, float]],
+    shares: Sequence[tuple[str, int]] = (),
     rows: Sequence[int] | None = None,
     num_workers: int = 0,
     num_threads: int = 4,
@@ -68,6 +69,7 @@ def stage_batches(
         pooled_tokenizer: of the encoder that gives one vector per prompt, where the model has one;
             P below.
         vague_schedule: (from step, probability of the vague prompt) pairs.
+        shares: (degradation, samples in a round) pairs; one for what is not named.
         rows: of each batch, in order; all by default.
         num_workers: processes that prepare batches; 0 uses threads of this one. They import the
             main script, which therefore needs its ``if __name__ == "__main__":``.
@@ -83,8 +85,8 @@ def stage_batches(
         pooled tokenizer also the prompt's ``pooled_ids`` int32 and ``pooled_mask`` bool ``[b, P]``.
 
     Raises:
-        ValueError: sizes or the schedule are out of range; while iterating: a picture is smaller
-            than the patch, or a degradation has no usable sample.
+        ValueError: sizes, shares or the schedule are out of range; while iterating: a picture is
+            smaller than the patch, or a degradation has no usable sample.
     """
     check_vague_schedule(vague_schedule)
     rows = tuple(range(stage.batch_size) if rows is None else map(int, rows))
@@ -97,6 +99,7 @@ def stage_batches(
         tokenizer=tokenizer,
         pooled_tokenizer=pooled_tokenizer,
         vague_schedule=tuple(vague_schedule),
+        shares=shares_of(index.degradations, shares),
         rows=rows,
         first_sample=first_sample,
     )
@@ -168,6 +171,7 @@ class _SampleReader:
     tokenizer: TextTokenizer
     pooled_tokenizer: TextTokenizer | None
     vague_schedule: tuple[tuple[int, float], ...]
+    shares: tuple[int, ...]
     rows: tuple[int, ...]
     first_sample: int
 
@@ -177,7 +181,9 @@ class _SampleReader:
     def __call__(self, position: int) -> dict[str, np.ndarray]:
         step, place = divmod(int(position), len(self.rows))
         number = self.first_sample + step * self.stage.batch_size + self.rows[place]
-        degradation, place = locate(number, seed=self.seed, counts=self.index.counts)
+        degradation, place = locate(
+            number, seed=self.seed, counts=self.index.counts, shares=self.shares
+        )
         start, end = self.index.ranges[degradation].tolist()
         for skipped in range(end - start):
             sample = start + (place + skipped) % (end - start)

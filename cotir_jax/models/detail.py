@@ -9,8 +9,8 @@ and colour are changed by a matrix a token, interpolated likewise (arXiv 1707.02
 
 The prompt names what is wrong, and so what must not change. It has a way of its own into the head,
 beside attention: its mean embedding is added to every token, and each of the two corrections, fine
-detail and colour, is scaled by a factor a token, 0 to 2. That a sharpening request leaves the light alone
-is then one linear layer to learn.
+detail and colour, is scaled by a factor a token, 0 to 2. That a sharpening request leaves the light
+alone is then one linear layer to learn.
 """
 
 from __future__ import annotations
@@ -63,11 +63,14 @@ class DetailHead(nnx.Module):
         self.patch = config.patch
         pixels = 3 * CELL**2
         self.text = Linear(
-            config.text_channels, steering, axes=("embed", None), zero_init=True, rngs=rngs, **linear
+            config.text_channels,
+            steering,
+            axes=("embed", None),
+            zero_init=True,
+            rngs=rngs,
+            **linear,
         )
-        self.gates = Linear(
-            steering, 2, axes=("embed", None), zero_init=True, rngs=rngs, **linear
-        )
+        self.gates = Linear(steering, 2, axes=("embed", None), zero_init=True, rngs=rngs, **linear)
         # The tokens start at zero (`FinalLayer`), so nothing is steered at first.
         self.colour = Linear(steering, 12, axes=("embed", None), rngs=rngs, **linear)
         self.conv_in = _conv(pixels, channels, rngs, **linear)
