@@ -231,6 +231,28 @@ def test_rounds_are_balanced_and_epochs_are_permutations():
     assert drawn != [locate(n, seed=2, counts=counts) for n in range(len(drawn))]
 
 
+def test_a_round_has_each_degradations_share_and_epochs_stay_permutations():
+    counts, shares = (5, 7, 4), (1, 3, 2)
+    drawn = [locate(n, seed=1, counts=counts, shares=shares) for n in range(6 * 5 * 7 * 4)]
+    rounds = [tuple(d for d, _ in drawn[at : at + 6]) for at in range(0, len(drawn), 6)]
+    assert all(sorted(one) == [0, 1, 1, 1, 2, 2] for one in rounds)
+    assert len(set(rounds)) > 30  # of 60 orders
+    for degradation, count in enumerate(counts):
+        places = [place for d, place in drawn if d == degradation]
+        epochs = [places[at : at + count] for at in range(0, len(places), count)]
+        assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+
+
+def test_shares_reach_the_batches(bench, tokenizer_file):
+    index = ShardIndex.build(bench)
+    shares = (("low-light+noise", 3), ("snow", 2))
+    batches = _batches(index, tokenizer_file, Stage(0, 2, PATCH, 6), shares=shares)
+    assert [Counter(batch["degradation"].tolist()) for batch in batches] == [{0: 1, 1: 3, 2: 2}] * 2
+    for wrong in ("fog", 2), ("snow", 0), ("snow", 1.5):
+        with pytest.raises(ValueError, match=r"config\.data\.shares: got .*one of haze, low-light"):
+            _batches(index, tokenizer_file, shares=(wrong,))
+
+
 # Prompts
 
 
