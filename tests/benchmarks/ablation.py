@@ -38,6 +38,7 @@ def command(variant: str, seed: int, workdir: Path, options: argparse.Namespace)
         "seed": seed,
         "bench.photos": options.photos,
         "bench.test_photos": options.test_photos,
+        "data.shares": "()",  # all degradations alike
         "train.steps": options.steps,
         "train.stages": f"(({options.steps},{options.patch},{options.batch}),)",
         "train.warmup_steps": min(100, options.steps // 4),
