@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 
@@ -174,3 +175,14 @@ def test_a_model_folder_keeps_the_head(tmp_path):
     restorer = Restorer.load(tmp_path / "model")
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     assert restorer(picture, "denoise").image.shape == (40, 50, 3)
+
+
+def test_a_folder_that_lacks_weights_is_refused(tmp_path):
+    model = _random(make_transformer(CONFIG, rngs=nnx.Rngs(0)), 0.02)
+    model_folder.save_model(tmp_path / "model", model, {})
+    with ocp.StandardCheckpointer() as checkpointer:
+        arrays = checkpointer.restore(tmp_path / "model" / "weights")
+        del arrays["detail.gates.kernel"]  # as in folders of versions that had no gates
+        checkpointer.save(tmp_path / "model" / "weights", arrays, force=True)
+    with pytest.raises(ValueError, match=r"lacks 1 arrays of this model, such as detail\.gates"):
+        Restorer.load(tmp_path / "model")

@@ -28,7 +28,15 @@ def restore(path: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str
         partial_restore=True,
     )
     with _readable(path), _checkpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), args=args)
+        arrays = checkpointer.restore(path.absolute(), args=args)
+    # A partial restore hands targets back that the checkpoint does not have.
+    missing = [name for name, array in arrays.items() if isinstance(array, jax.ShapeDtypeStruct)]
+    if missing:
+        raise ValueError(
+            f"{path}: lacks {len(missing)} arrays of this model, such as {missing[0]}; it was "
+            "written for another model or version: convert or train it again"
+        )
+    return arrays
 
 
 def stored_arrays(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
