@@ -8,7 +8,7 @@ The same file serves larger slices and more of them: `data` takes the devices be
 
 from configs import tpu
 
-_SAMPLES = {"klein-4b": 48, "klein-9b": 32, "kontext-12b": 40}
+_SAMPLES = {"klein-4b": 52, "klein-9b": 32, "kontext-12b": 42}
 
 
 def get_config(model: str = "klein-4b"):

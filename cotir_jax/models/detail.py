@@ -15,11 +15,14 @@ alone is then one linear layer to learn.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from cotir_jax.models import products
 from cotir_jax.models.lora import Linear
 from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.partitioning import keep_samples_whole
@@ -138,8 +141,21 @@ def _conv(
 ) -> nnx.Conv:
     init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
     return nnx.Conv(
-        into, out, (3, 3), kernel_init=init, param_dtype=param_dtype, dtype=dtype, rngs=rngs
+        into,
+        out,
+        (3, 3),
+        kernel_init=init,
+        param_dtype=param_dtype,
+        dtype=dtype,
+        conv_general_dilated=_convolve,
+        rngs=rngs,
     )
+
+
+def _convolve(x: jax.Array, kernel: jax.Array, *args: Any, **kwargs: Any) -> jax.Array:
+    if products.in_bfloat16():
+        return products.convolution(x, kernel)
+    return jax.lax.conv_general_dilated(x, kernel, *args, **kwargs)
 
 
 def _spread(tokens: jax.Array, like: jax.Array) -> jax.Array:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cotir_jax.models import products
 from cotir_jax.models.presets import CoTIRConfig
 
 
@@ -109,8 +110,9 @@ class Linear(nnx.Module):
         if self.bias is not None:
             y = y + self.bias[...][columns].astype(self.dtype)
         if self.rank:
-            low = x @ self.lora_a[...].astype(self.dtype)
-            y = y + self.scale * (low @ self.lora_b[...][:, columns].astype(self.dtype))
+            low = _product(x, self.lora_a[...].astype(self.dtype))
+            b = self.lora_b[...][:, columns].astype(self.dtype)
+            y = y + self.scale * _product(low, b)
         if self.lora_bias is not None:
             y = y + self.scale * self.lora_bias[...][columns].astype(self.dtype)
         return y
@@ -118,7 +120,7 @@ class Linear(nnx.Module):
 
 def _product(x: jax.Array, kernel: Any) -> jax.Array:
     if isinstance(kernel, jax.Array):
-        return x @ kernel
+        return products.product(x, kernel) if products.in_bfloat16() else x @ kernel
     import qwix  # the kernel is int8: `quantization.quantize_blocks`
 
     return qwix.dot(x, kernel)
