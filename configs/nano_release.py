@@ -9,7 +9,7 @@ the same command again to continue.
 
 from configs import nano
 
-# Samples of a degradation in a round, as the inverse of its squared error on validation pictures: the
+# Samples of a degradation in a round: the inverse of its squared error on validation pictures, as the
 # loss of a nearly clean picture is so small that little is learned about it otherwise. Half as many
 # again for what lost sharpness or colour that it had.
 SHARES = {
