@@ -9,9 +9,9 @@ the same command again to continue.
 
 from configs import nano
 
-# Samples of a degradation in a round: the inverse of its squared error on validation pictures, as the
-# loss of a nearly clean picture is so small that little is learned about it otherwise. Half as many
-# again for what lost sharpness or colour that it had.
+# Samples of a degradation in a round: the inverse of its squared error on validation pictures, for
+# the loss of a nearly clean picture is so small that little is learned about it otherwise. Half as
+# many again for what lost sharpness or colour that it had.
 SHARES = {
     16: ("watermark",),
     13: ("jpeg-compression",),
