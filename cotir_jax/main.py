@@ -27,8 +27,10 @@ from cotir_jax import (
     training_loop,
 )
 from cotir_jax.bench.build import build_bench
+from cotir_jax.bench.composites import folder_name
 from cotir_jax.bench.plan import make_plan
 from cotir_jax.data.fresh_samples import FreshSamples
+from cotir_jax.data.mixing import shares_of
 from cotir_jax.pictures import contact_sheet, load_picture, save_picture
 from cotir_jax.restore_split import restore_listing
 
@@ -100,12 +102,16 @@ def print_result(result: dict) -> None:
 
 def build_data(config, workdir: Path) -> Path:
     """Builds the benchmark of `config.bench` in the workdir, once; other processes wait for it."""
+    out, options = workdir / "bench", bench_options(config)
+    if not out.exists():
+        # Building takes minutes; what is wrong with the shares is known before.
+        trained = [folder_name(name) for name in make_plan(**options).names["train"]]
+        shares_of(trained, tuple(config.data.shares))
     run_config.check_workdir(config, workdir)
-    out = workdir / "bench"
     while not distributed.is_first() and not out.exists():
         time.sleep(0.5)
     if not out.exists():
-        build_bench(out, **bench_options(config), workers=config.bench.workers or None)
+        build_bench(out, **options, workers=config.bench.workers or None)
     return out
 
 

@@ -218,6 +218,7 @@ def test_another_config_in_the_workdir_is_refused(bench, uninterrupted):
         ("--config.init=/nowhere", "not a model folder"),
         ("--config.data.dir=/nowhere", "no such folder"),
         ("--config.bench.photos=/nowhere", "no such folder"),
+        ("--config.data.shares=(('fog', 2),)", "--config.data.shares='()'"),
     ],
 )
 def test_impossible_configs_are_one_line(flag, expected, tmp_path):
@@ -228,6 +229,7 @@ def test_impossible_configs_are_one_line(flag, expected, tmp_path):
     )
     assert expected in _error(process)
     assert not (tmp_path / "w" / "checkpoints").exists()
+    assert not (tmp_path / "w" / "bench").exists()
 
 
 def _config(bench: Path, **more: object):

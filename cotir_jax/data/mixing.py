@@ -54,7 +54,7 @@ def shares_of(degradations: Sequence[str], shares: Sequence[tuple[str, int]]) ->
         if name not in degradations or count != int(count) or count < 1:
             raise ValueError(
                 f"config.data.shares: got {name}: {count}; expected 1 or more samples of one of "
-                f"{', '.join(degradations)}"
+                f"{', '.join(degradations)}, or --config.data.shares='()' for all alike"
             )
     return tuple(int(named.get(name, 1)) for name in degradations)
 
