@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from cotir_jax.models import detail, products
+from cotir_jax.models.attention import attention
 from cotir_jax.models.lora import Linear
 from cotir_jax.restore import Restorer
 
@@ -68,11 +69,15 @@ def test_dtypes_stay(dtype: str):
 def test_asked_for_by_the_setting_of_jax():
     layer = Linear(32, 32, rank=4, rngs=nnx.Rngs(0))
     head = detail._conv(8, 8, nnx.Rngs(0), param_dtype="float32", dtype="float32")
-    x, picture = _normal((4, 32), (1, 6, 6, 8))
-    plain, plain_picture = layer(x), head(picture)
+    x, picture, rows = _normal((4, 32), (1, 6, 6, 8), (1, 70, 2, 16))
+
+    def outputs() -> tuple[jax.Array, ...]:
+        return layer(x), head(picture), attention(rows, rows, rows)
+
+    plain = outputs()
     with jax.default_matmul_precision("bfloat16"):
-        half, half_picture = layer(x), head(picture)
-    for one, other in ((plain, half), (plain_picture, half_picture)):
+        half = outputs()
+    for one, other in zip(plain, half, strict=True):
         assert not np.array_equal(one, other)
         np.testing.assert_allclose(one, other, atol=0.05)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from cotir_jax.models import tpu_attention
+from cotir_jax.models import products, tpu_attention
 
 # On CPU the logits in work stay near this size, so that they are read back from the cache: all of
 # them for klein-4b at 1,500 rows are 226 MB, and writing them took longer than the products.
@@ -54,12 +54,15 @@ def _by_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 def _one_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """`[batch, query_tokens, head_dim]` of one head; some rows of the queries at a time.
 
-    Softmax and both products are in float32, which XLA:CPU also does faster than bfloat16. The
-    sum of the softmax divides the output rather than the weights: one pass fewer over the logits,
-    two in the backward pass. That computes the logits again, so that they are never all kept.
+    Softmax and both products are in float32, which XLA:CPU also does faster than bfloat16, or the
+    products in bfloat16 where `products` is asked for them. The sum of the softmax divides the
+    output rather than the weights: one pass fewer over the logits, two in the backward pass. That
+    computes the logits again, so that they are never all kept.
     """
     dtype, wide = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
-    query, key, value = (x.astype(wide) for x in (query, key, value))
+    narrow = jnp.bfloat16 if products.in_bfloat16() else wide
+    query, key, value = query.astype(wide), key.astype(narrow), value.astype(narrow)
+    einsum = partial(jnp.einsum, preferred_element_type=wide)
     batch, count, head_dim = query.shape
     rows = max(CPU_MIN_ROWS, CPU_LOGITS_BYTES // (wide.itemsize * batch * key.shape[1]))
     steps = -(-count // rows)
@@ -69,11 +72,11 @@ def _one_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     # without one (`dots_with_no_batch_dims_saveable`) must not save the logits.
     @partial(jax.checkpoint, prevent_cse=False)
     def attend(query: jax.Array) -> jax.Array:
-        logits = jnp.einsum("bqd,bkd->bqk", query * head_dim**-0.5, key)
+        logits = einsum("bqd,bkd->bqk", (query * head_dim**-0.5).astype(narrow), key)
         top = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
         weights = jnp.exp(logits - top)
         total = weights.sum(axis=-1, keepdims=True)
-        return jnp.einsum("bqk,bkd->bqd", weights, value) / total
+        return einsum("bqk,bkd->bqd", weights.astype(narrow), value) / total
 
     query = jnp.pad(query, ((0, 0), (0, steps * rows - count), (0, 0)))
     out = jax.lax.map(attend, rearrange(query, "b (s r) d -> s b r d", s=steps))

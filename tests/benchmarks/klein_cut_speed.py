@@ -1,12 +1,14 @@
 """klein-4b at full width, cut to 1 double and 2 single blocks, beside diffusers in PyTorch.
 
-    python tests/benchmarks/klein_cut_speed.py [--side=384]
+    python tests/benchmarks/klein_cut_speed.py [--side=384] [--dtype=bfloat16]
 
-Float32 on this machine's CPU, random weights (the same in both), batch 1, 512 text tokens. Forward:
+On this machine's CPU, random weights (the same in both), batch 1, 512 text tokens. Forward:
 the velocity of the target rows, no CoT adapter on either side. Training step: mean squared
 velocity error, gradients of LoRA (rank 96, every linear of the single blocks and of the final
 layer) and AdamW on them, base frozen. Both sides run in turns; figures are medians over the turns.
-FLOPs are those of the matrix products, counted below from shapes, of what each side computes.
+FLOPs are those of the matrix products, counted below from shapes, of what each side computes. In
+bfloat16 (weights and activations on both sides), the forward alone; set
+`JAX_DEFAULT_MATMUL_PRECISION=bfloat16` for a CPU with units for it.
 """
 
 import argparse
@@ -29,11 +31,13 @@ from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig, preset
 from cotir_jax.models.transformer import Text, make_transformer, predict
 
-CONFIG = preset(
-    "klein-4b",
-    "num_double_blocks=1, num_single_blocks=2, adapter_depth=0, base_dtype='float32', "
-    "dtype='float32', position_dtype='float32', remat='none'",
-)
+
+def config_of(dtype: str) -> CoTIRConfig:
+    return preset(
+        "klein-4b",
+        "num_double_blocks=1, num_single_blocks=2, adapter_depth=0, position_dtype='float32', "
+        f"remat='none', base_dtype={dtype!r}, dtype={dtype!r}",
+    )
 
 
 class TorchLoRA(torch.nn.Module):
@@ -121,27 +125,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=384, help="picture side in pixels")
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args()
-    side = args.side // CONFIG.patch
+    config, dtype = config_of(args.dtype), getattr(torch, args.dtype)
+    side = args.side // config.patch
     rng = np.random.default_rng(0)
     latents, condition, noise = rng.standard_normal((3, 1, side, side, 128), np.float32)
-    prompt = rng.standard_normal((1, CONFIG.text_tokens, CONFIG.text_channels), np.float32)
+    prompt = rng.standard_normal((1, config.text_tokens, config.text_channels), np.float32)
     timestep = np.array([0.7], np.float32)
 
-    oracle = torch_model(CONFIG)
-    model = make_transformer(CONFIG, rngs=nnx.Rngs(0))
+    oracle = torch_model(config)
+    model = make_transformer(config, rngs=nnx.Rngs(0))
     tensors = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
-    fill(model, names.diffusers(CONFIG), tensors)
+    fill(model, names.diffusers(config), tensors)
     del tensors
+    oracle.to(dtype)
     tokens = np.concatenate([latents, condition], axis=1).reshape(1, -1, 128)
     theirs = dict(
-        encoder_hidden_states=torch.from_numpy(prompt),
+        encoder_hidden_states=torch.from_numpy(prompt).to(dtype),
         timestep=torch.from_numpy(timestep),
         img_ids=torch.from_numpy(
             np.concatenate([np.asarray(x) for x in flux2.image_position_ids(side, side)])
         ).float(),
         txt_ids=torch.from_numpy(
-            np.asarray(flux2.text_position_ids(CONFIG.text_tokens)).copy()
+            np.asarray(flux2.text_position_ids(config.text_tokens)).copy()
         ).float(),
     )
     graphdef, weights = nnx.split(model)
@@ -152,21 +159,24 @@ def main() -> None:
 
     def theirs_forward():
         with torch.no_grad():
-            return oracle(torch.from_numpy(tokens), **theirs).sample[:, : side * side]
+            out = oracle(torch.from_numpy(tokens).to(dtype), **theirs).sample
+            return out[:, : side * side].float()
 
-    a, b = np.asarray(ours_forward()).reshape(1, -1, 128), theirs_forward().numpy()
+    a, b = np.asarray(ours_forward(), np.float32).reshape(1, -1, 128), theirs_forward().numpy()
     print(f"forward: relative error {np.abs(a - b).max() / np.abs(b).max():.1e}")
     threads = torch.get_num_threads()
     print(f"{os.cpu_count()} cores, PyTorch {torch.__version__} on {threads} threads")
-    rows = 2 * side * side + CONFIG.text_tokens
-    print(f"{rows} rows: {side * side} target, as many condition, {CONFIG.text_tokens} text")
+    rows = 2 * side * side + config.text_tokens
+    print(f"{rows} rows: {side * side} target, as many condition, {config.text_tokens} text")
     flops = (
-        forward_flops(CONFIG, 2 * side * side, CONFIG.text_tokens, side * side),
-        forward_flops(CONFIG, 2 * side * side, CONFIG.text_tokens, rows),
+        forward_flops(config, 2 * side * side, config.text_tokens, side * side),
+        forward_flops(config, 2 * side * side, config.text_tokens, rows),
     )
     report("forward", in_turns(ours_forward, theirs_forward, args.turns), flops)
+    if args.dtype == "bfloat16":
+        return
 
-    trained = add_lora(oracle, CONFIG.lora_rank)
+    trained = add_lora(oracle, config.lora_rank)
     optimizer = torch.optim.AdamW(trained, lr=5e-4)
     velocity = torch.from_numpy((noise - latents).reshape(1, -1, 128))
     noisy = (1 - timestep[0]) * latents + timestep[0] * noise
@@ -204,9 +214,9 @@ def main() -> None:
     # Backward: gradients of the activations through what lies behind the first LoRA, so about
     # the single blocks' and final layer's forward again, plus LoRA's own small products.
     cut = [
-        forward_flops(CONFIG, 2 * side * side, CONFIG.text_tokens, last)
-        - 2.0 * CONFIG.num_double_blocks * rows
-        * (4 * CONFIG.hidden_size**2 + 9 * CONFIG.hidden_size**2 + 2 * rows * CONFIG.hidden_size)
+        forward_flops(config, 2 * side * side, config.text_tokens, last)
+        - 2.0 * config.num_double_blocks * rows
+        * (4 * config.hidden_size**2 + 9 * config.hidden_size**2 + 2 * rows * config.hidden_size)
         for last in (side * side, rows)
     ]  # fmt: skip
     report(
