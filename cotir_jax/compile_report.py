@@ -84,6 +84,7 @@ def report(
         "devices": len(devices),
         "mesh": dict(mesh.shape),
         "remat": model_config.remat,
+        "optimization_level": jax.config.jax_optimization_level,
         "compile_seconds": round(time.monotonic() - start, 1),
         "hbm_per_device": limit,
         "bytes_per_device": worst["bytes_per_device"],

@@ -49,6 +49,12 @@ _MODE = flags.DEFINE_enum(
 _TOPOLOGY = flags.DEFINE_string("topology", "", "For compile: a slice, as v4:2x2x4 or v5e:4x4.")
 _NUM_SLICES = flags.DEFINE_integer("num_slices", 1, "For compile: slices.", lower_bound=1)
 _STAGE = flags.DEFINE_integer("stage", None, "For compile: the only stage, from 1; all if absent.")
+_OPTIMIZATION_LEVEL = flags.DEFINE_enum(
+    "optimization_level",
+    None,
+    ["O0", "O1", "O2", "O3"],
+    "Effort of XLA's compiler; O1 compiles sooner. If absent, the compiler's own choice.",
+)
 flags.mark_flags_as_required(["config"])
 flags.register_multi_flags_validator(
     ["mode", "workdir", "topology"],
@@ -62,6 +68,8 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}")
     logging.getLogger("cotir_jax").setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.WARNING)  # the libraries' own messages
+    if _OPTIMIZATION_LEVEL.value:
+        jax.config.update("jax_optimization_level", _OPTIMIZATION_LEVEL.value)
     if _MODE.value == "compile":
         with errors.one_line(_DEBUG.value):
             result = compile_report.report(

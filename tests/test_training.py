@@ -75,10 +75,11 @@ def _run(bench: Path, workdir: Path, limit=None, **more: object) -> subprocess.C
     )
 
 
-def _start_until(bench: Path, workdir: Path, steps: int) -> subprocess.Popen:
-    """Starts a run and returns once it has logged `steps` steps."""
+def _start_until(bench: Path, workdir: Path, steps: int, **more: object) -> subprocess.Popen:
+    """Starts a run, in a process group of its own, and returns once it has logged `steps` steps."""
     process = subprocess.Popen(
-        _command(bench, workdir),
+        _command(bench, workdir, **more),
+        start_new_session=True,
         env=_environment(),
         cwd=workdir.parent,
         stdout=subprocess.PIPE,
@@ -178,6 +179,17 @@ def test_sigterm_saves_and_exits_with_zero(bench, uninterrupted, tmp_path):
     assert _losses(workdir) == _losses(uninterrupted)
     steps = [line["step"] for line in _lines(workdir)]
     assert steps == sorted(set(steps)), "a step was repeated after a clean stop"
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_workers_too_saves_and_exits_with_zero(bench, tmp_path):
+    """As SLURM and `timeout` send it: to every process."""
+    workdir = tmp_path / "run"
+    process = _start_until(bench, workdir, 2, data__workers=1, data__threads=1)
+    os.killpg(process.pid, signal.SIGTERM)
+    out, _ = process.communicate(timeout=100)
+    assert process.returncode == 0 and "interrupted" in json.loads(out.splitlines()[-1])
+    assert (workdir / "checkpoints" / str(len(_losses(workdir)))).is_dir()
 
 
 @pytest.mark.slow

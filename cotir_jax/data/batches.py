@@ -149,8 +149,10 @@ def _allow_unparsed_flags() -> None:
 
 
 def _start_worker(worker: int, count: int) -> None:
-    # Ctrl-C goes to every process of a terminal; the main one saves and then ends its workers.
+    # Ctrl-C goes to all processes of a terminal, SIGTERM from SLURM or `timeout` to all of a job.
+    # The main one saves and then ends its workers; it has hung where a worker was gone before it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # A worker whose main process was killed would wait for ever to hand over its batch.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
