@@ -70,6 +70,7 @@ def test_asked_for_by_the_setting_of_jax():
     layer = Linear(32, 32, rank=4, rngs=nnx.Rngs(0))
     head = detail._conv(8, 8, nnx.Rngs(0), param_dtype="float32", dtype="float32")
     x, picture, rows = _normal((4, 32), (1, 6, 6, 8), (1, 70, 2, 16))
+    rows = rows.astype(jnp.bfloat16)
 
     def outputs() -> tuple[jax.Array, ...]:
         return layer(x), head(picture), attention(rows, rows, rows)
@@ -79,7 +80,7 @@ def test_asked_for_by_the_setting_of_jax():
         half = outputs()
     for one, other in zip(plain, half, strict=True):
         assert not np.array_equal(one, other)
-        np.testing.assert_allclose(one, other, atol=0.05)
+        np.testing.assert_allclose(np.float32(one), np.float32(other), atol=0.05)
 
 
 def test_restores_the_same_picture():

@@ -54,13 +54,13 @@ def _by_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 def _one_head(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """`[batch, query_tokens, head_dim]` of one head; some rows of the queries at a time.
 
-    Softmax and both products are in float32, which XLA:CPU also does faster than bfloat16, or the
-    products in bfloat16 where `products` is asked for them. The sum of the softmax divides the
+    Softmax and both products are in float32, which XLA:CPU also does faster than bfloat16 unless
+    `products` is asked for: then they keep their inputs' dtype. The sum of the softmax divides the
     output rather than the weights: one pass fewer over the logits, two in the backward pass. That
     computes the logits again, so that they are never all kept.
     """
     dtype, wide = query.dtype, jnp.promote_types(query.dtype, jnp.float32)
-    narrow = jnp.bfloat16 if products.in_bfloat16() else wide
+    narrow = dtype if products.in_bfloat16() else wide
     query, key, value = query.astype(wide), key.astype(narrow), value.astype(narrow)
     einsum = partial(jnp.einsum, preferred_element_type=wide)
     batch, count, head_dim = query.shape
