@@ -93,8 +93,11 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
       mesh: from `make_mesh`.
       rules: pairs of logical axis and mesh axis (or None).
     """
+    # A variable without an array stands where an optimizer keeps nothing for it.
+    variables = jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+    variables = [variable for variable in variables if jax.tree.leaves(variable)]
     with nnx.logical_axis_rules(tuple((logical, axis) for logical, axis in rules)):
-        specs = nnx.get_partition_spec(tree)
+        specs = nnx.get_partition_spec(variables)
     is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
     flat_specs = jax.tree.leaves(specs, is_leaf=is_spec)
     leaves, structure = jax.tree.flatten(tree)

@@ -22,7 +22,7 @@ FREE_FIELDS = ("data.workers", "data.threads", "data.text_cache_gb")
 
 def train_settings(config: ml_collections.ConfigDict, num_degradations: int) -> train.TrainSettings:
     """The step's settings from a config."""
-    fields = ("learning_rate", "learning_rate_floor", "weight_decay", "b1", "b2",
+    fields = ("learning_rate", "learning_rate_floor", "optimizer", "weight_decay", "b1", "b2",
               "clip_norm", "timestep_mean", "timestep_std", "full_noise", "guidance", "accumulate",
               "ema_decay", "trainable")  # fmt: skip
     constraints = config.constraints
@@ -103,6 +103,10 @@ def check_step(
         raise ValueError(
             f"config.train.text_encoders={config.train.text_encoders!r}: accepted are 'ahead' and "
             "'in_step'"
+        )
+    if config.train.optimizer not in ("adamw", "muon"):
+        raise ValueError(
+            f"config.train.optimizer={config.train.optimizer!r}: accepted are 'adamw' and 'muon'"
         )
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
     for stage in make_stages(config):

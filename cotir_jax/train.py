@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from einops import rearrange
 from flax import nnx
 
@@ -30,6 +31,7 @@ class TrainSettings(NamedTuple):
     Attributes:
       learning_rate, warmup_steps, total_steps, learning_rate_floor: linear warm-up from 0, cosine
         to 0 at `total_steps`, never below the floor after step 0.
+      optimizer: "adamw" or "muon"; see `make_optimizer`.
       weight_decay, b1, b2, clip_norm: AdamW and the clip of the global gradient norm.
       tolerances: delta of scene, degradation, plan.
       dual_learning_rate: of the multipliers' Adam ascent.
@@ -48,6 +50,7 @@ class TrainSettings(NamedTuple):
     warmup_steps: int = 2000
     total_steps: int = 120_001
     learning_rate_floor: float = 5e-5
+    optimizer: str = "adamw"
     weight_decay: float = 0.01
     b1: float = 0.9
     b2: float = 0.999
@@ -87,7 +90,7 @@ class TrainState:
     Attributes:
       step: number of finished steps, int32 scalar.
       trainable: weights that train, float32.
-      opt_state: AdamW's.
+      opt_state: the optimizer's.
       multipliers: `[groups, 3]`, lambda of scene, degradation, plan.
       dual_state: of the dual ascent.
       key: random key of the run; step n draws from `fold_in(key, n)`.
@@ -285,17 +288,43 @@ def learning_rate(settings: TrainSettings) -> optax.Schedule:
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
-    """Global-norm clip, then AdamW on the schedule of `learning_rate`."""
-    return optax.chain(
-        optax.clip_by_global_norm(settings.clip_norm),
-        optax.adamw(
-            learning_rate(settings),
-            settings.b1,
-            settings.b2,
-            eps=1e-8,
-            weight_decay=settings.weight_decay,
-        ),
-    )
+    """Global-norm clip, then AdamW on the schedule of `learning_rate`, or Muon on the same.
+
+    Muon (Jordan et al., 2024) makes the momentum of each matrix orthogonal; its steps are scaled to
+    the size of AdamW's (arXiv 2502.16982), so that learning rates carry over. Kernels alone train
+    with it, those of convolutions as matrices of `[height * width * in, out]`; all other weights,
+    LoRA's too, and kernels of a few columns stay with AdamW (Nesterov's, as Optax has it there).
+    """
+    decay = settings.weight_decay
+    rates = dict(learning_rate=learning_rate(settings), eps=1e-8, weight_decay=decay)
+    if settings.optimizer == "adamw":
+        step = optax.adamw(b1=settings.b1, b2=settings.b2, **rates)
+    else:
+        step = optax.contrib.muon(
+            **rates,
+            # Four Newton-Schulz steps do what five do without (arXiv 2512.04632).
+            preconditioning="aol",
+            ns_steps=4,
+            consistent_rms=0.2,
+            adam_b1=settings.b1,
+            adam_b2=settings.b2,
+            adam_weight_decay=decay,
+            muon_weight_dimension_numbers=_matrices,
+        )
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), step)
+
+
+def _matrices(weights: nnx.State) -> Any:
+    """How Muon sees each weight as a matrix; None: not at all."""
+
+    def axes(path: tuple[Any, ...], weight: jax.Array) -> Any:
+        if "kernel" not in jax.tree_util.keystr(path) or weight.shape[-1] < 16:
+            return None
+        stacked = weight.ndim == 3  # over the layers of a scan
+        into = range(int(stacked), weight.ndim - 1)
+        return optax.contrib.MuonDimensionNumbers(tuple(into), weight.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, weights)
 
 
 def init_state(

@@ -50,15 +50,20 @@ def _run(sizes, devices, steps=4, **settings):
     return np.array(losses), state
 
 
-def test_eight_devices_give_the_losses_of_one():
-    one, state_one = _run({}, jax.devices()[:1])
-    eight, state_eight = _run({"data": 2, "fsdp": 2, "tensor": 2}, jax.devices())
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_eight_devices_give_the_losses_of_one(optimizer):
+    one, state_one = _run({}, jax.devices()[:1], optimizer=optimizer)
+    mesh = {"data": 2, "fsdp": 2, "tensor": 2}
+    eight, state_eight = _run(mesh, jax.devices(), optimizer=optimizer)
     np.testing.assert_allclose(eight[:, :2], one[:, :2], rtol=1e-5)
     np.testing.assert_allclose(eight[:, 2], one[:, 2], rtol=1e-4)
     np.testing.assert_allclose(state_eight.multipliers, state_one.multipliers, atol=1e-5)
     kernel = state_eight.trainable["single_blocks"]["linear1"]["kernel"][...]
     assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
-    moment = state_eight.opt_state[1][0].mu["single_blocks"]["linear1"]["kernel"][...]
+    state = state_eight.opt_state[1]
+    if optimizer == "muon":
+        state = state.inner_states["muon"].inner_state
+    moment = state[0].mu["single_blocks"]["linear1"]["kernel"][...]
     assert moment.addressable_shards[0].data.size == kernel.size // 4
 
 

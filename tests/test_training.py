@@ -76,7 +76,7 @@ def _run(bench: Path, workdir: Path, limit=None, **more: object) -> subprocess.C
 
 
 def _start_until(bench: Path, workdir: Path, steps: int, **more: object) -> subprocess.Popen:
-    """Starts a run, in a process group of its own, and returns once it has logged `steps` steps."""
+    """Starts a run, in a process group of its own, until `steps` lines of log or its end."""
     process = subprocess.Popen(
         _command(bench, workdir, **more),
         start_new_session=True,
@@ -87,9 +87,10 @@ def _start_until(bench: Path, workdir: Path, steps: int, **more: object) -> subp
         text=True,
     )
     deadline = time.monotonic() + 200
-    while len(_lines(workdir)) < steps:
-        assert process.poll() is None and time.monotonic() < deadline
+    while len(_lines(workdir)) < steps and process.poll() is None:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
+    assert not process.poll()
     return process
 
 
@@ -227,6 +228,7 @@ def test_another_config_in_the_workdir_is_refused(bench, uninterrupted):
         ("--config.train.stages=((9, 640, 4),)", "config.bench.size"),
         ("--config.model.overrides=hiden_size=3", "hiden_size"),
         ("--config.constraints.initial=-1.0", "0 or more"),
+        ("--config.train.optimizer=sgd", "'adamw' and 'muon'"),
         ("--config.init=/nowhere", "not a model folder"),
         ("--config.data.dir=/nowhere", "no such folder"),
         ("--config.bench.photos=/nowhere", "no such folder"),
