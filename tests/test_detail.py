@@ -69,7 +69,15 @@ def test_head_equals_pytorchs_layers():
         return functional.pixel_shuffle(unpacked, side)
 
     pixels = cells(torch.from_numpy(picture), 4)
-    x = conv(pixels, head.conv_in)
+    gates = 2 * torch.sigmoid(spread(head.gates, pixels) / 16)
+    # The colour matrix is interpolated to cells and applied to each of a cell's pixels.
+    matrix = spread(head.colour, pixels).unflatten(1, (3, 4))
+    matrix = functional.interpolate(matrix.flatten(1, 2), scale_factor=4, mode="nearest")
+    matrix = matrix.unflatten(1, (3, 4))
+    colour = torch.einsum("bcdhw,bdhw->bchw", matrix[:, :, :3], torch.from_numpy(picture))
+    gate = functional.interpolate(gates[:, 1:], scale_factor=4, mode="nearest")
+    colour = gate * (colour + matrix[:, :, 3])
+    x = conv(torch.cat([pixels, cells(colour, 4)], dim=1), head.conv_in)
     for layer in head.before:
         x = block(x, layer)
     y = linear(cells(x, 2), head.down)
@@ -79,15 +87,8 @@ def test_head_equals_pytorchs_layers():
     for layer in head.after:
         x = block(x, layer)
     scale, shift = spread(head.steer, x).chunk(2, dim=1)
-    gates = 2 * torch.sigmoid(spread(head.gates, pixels))
-    expected = uncells(gates[:, :1] * conv(x * (1 + scale) + shift, head.conv_out), 4)
-    # The colour matrix is interpolated to cells and applied to each of a cell's pixels.
-    matrix = spread(head.colour, pixels).unflatten(1, (3, 4))
-    matrix = functional.interpolate(matrix.flatten(1, 2), scale_factor=4, mode="nearest")
-    matrix = matrix.unflatten(1, (3, 4))
-    colour = torch.einsum("bcdhw,bdhw->bchw", matrix[:, :, :3], torch.from_numpy(picture))
-    gate = functional.interpolate(gates[:, 1:], scale_factor=4, mode="nearest")
-    expected = expected + gate * (colour + matrix[:, :, 3])
+    fine = conv(x * (1 + scale) + shift, head.conv_out)
+    expected = colour + uncells(gates[:, :1] * fine, 4)
 
     def patches(picture):
         batch, _, height, width = picture.shape
