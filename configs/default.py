@@ -97,7 +97,7 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     train.learning_rate = 5e-4
     train.warmup_steps = 2000
     train.learning_rate_floor = 5e-5
-    # "adamw", as published, or "muon": steps cost more, and nano needs a fraction of them.
+    # "adamw", as published, or "muon", whose steps cost more and teach nano more (README).
     train.optimizer = "adamw"
     train.weight_decay = 0.01
     train.b1 = 0.9

@@ -2,7 +2,8 @@
 
     python -m cotir_jax.main --config=configs/gpu.py:klein-4b --workdir=RUN
 
-Batches are those of the release (eight GPUs). Not run on a card by us; see README.
+Batches are those of the release (eight GPUs). We ran klein-4b's step and restore on one H100, with
+random weights, and trained nano there (README); several cards we had not.
 """
 
 from configs import default

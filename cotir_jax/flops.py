@@ -179,6 +179,7 @@ def _detail(config: CoTIRConfig, patch_size: int) -> Work:
     coarse = fine // 2
     before, within, after = detail.BLOCKS
     pixels = 3 * detail.CELL**2
+    # Pixels and the change of colour in, pixels out.
     ends = fine**2 * 9 * 3 * pixels * channels
     steered = {fine: 2 * channels * (before + after + 1) + 14, coarse: 4 * channels * within}
     layers = (
@@ -189,7 +190,7 @@ def _detail(config: CoTIRConfig, patch_size: int) -> Work:
         + tokens**2 * config.in_channels * sum(steered.values())
         + config.text_channels * config.in_channels
     )
-    # Interpolation has no weights; what reads the degraded picture passes no gradient on to it.
+    # Interpolation has no weights; the colour matrices pass no gradient on to the picture.
     once = fine**2 * 3 * pixels
     once += sum(width * tokens * side * (tokens + side) for side, width in steered.items())
     return _sum(trained(layers), Work(once, once))

@@ -130,6 +130,7 @@ def test_starts_as_the_identity_and_every_weight_of_it_learns():
     condition, noise = (jnp.asarray(rng.normal(size=(1, 2, 3, 192)), jnp.float32) for _ in "ab")
     text = Text(jnp.asarray(rng.normal(size=(1, 4, 384)), jnp.float32))
 
+    @nnx.jit
     def velocity(model):
         return predict(model, noise, condition, text, jnp.ones(1)).image
 

@@ -140,19 +140,37 @@ def _weights(workdir: Path) -> list[np.ndarray]:
     return [np.asarray(restored[name]) for name in sorted(restored)]
 
 
+def _assert_same_run(ours: Path, reference: Path) -> None:
+    assert _losses(ours) == _losses(reference)
+    for one, other in zip(_weights(ours), _weights(reference), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(bench, uninterrupted, tmp_path):
     """SIGKILL at a random step, once in each of two processes."""
-    workdir = tmp_path / "run"
-    for steps in sorted(random.sample(range(4, STEPS + 4), 2)):
+    workdir, codes = tmp_path / "run", []
+    for steps in sorted(random.sample(range(4, STEPS), 2)):
         process = _start_until(bench, workdir, steps)
         process.kill()
-        process.wait()
+        codes.append(process.wait())
+    assert codes[0] == -signal.SIGKILL  # the second may have ended
     result = _run(bench, workdir)
     assert result.returncode == 0, result.stderr[-2000:]
-    assert _losses(workdir) == _losses(uninterrupted)
-    for ours, reference in zip(_weights(workdir), _weights(uninterrupted), strict=True):
-        np.testing.assert_array_equal(ours, reference)
+    _assert_same_run(workdir, uninterrupted)
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_muon_continues_bit_for_bit(bench, tmp_path):
+    """Its state is kept for some weights, AdamW's for the others."""
+    muon = {"train__optimizer": "muon", "evaluate__enabled": False}
+    process = _start_until(bench, tmp_path / "run", 7, **muon)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    for workdir in (tmp_path / "run", tmp_path / "whole"):
+        result = _run(bench, workdir, **muon)
+        assert result.returncode == 0, result.stderr[-2000:]
+    _assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.slow
