@@ -32,7 +32,7 @@ def _random(module, scale=0.1):
 def test_head_equals_pytorchs_layers():
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     functional = torch.nn.functional
-    head = _random(DetailHead(CONFIG, rngs=nnx.Rngs(0)))
+    head = _random(DetailHead(CONFIG, rngs=nnx.Rngs(0)), 0.05)
     rng = np.random.default_rng(1)
     picture = rng.uniform(-1, 1, (2, 3, 24, 32)).astype(np.float32)
     tokens = rng.normal(size=(2, 192, 3, 4)).astype(np.float32)

@@ -51,7 +51,7 @@ def test_restoring_with_int8_weights_is_hardly_seen(restorers):
     assert peak_signal_noise_ratio(expected, found) > 45
     assert np.abs(expected.astype(int) - found).max() > 0
     sizes = [sum(x.nbytes for x in jax.tree.leaves(one.weights)) for one in restorers]
-    assert sizes[1] < 0.8 * sizes[0]  # the convolutional head stays as it is
+    assert sizes[1] < 0.82 * sizes[0]  # the convolutional head stays as it is
 
 
 def test_what_klein_4b_takes():
