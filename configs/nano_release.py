@@ -11,10 +11,16 @@ from configs import nano
 
 # Samples of a degradation in a round: the inverse of the squared error that remains on validation
 # pictures, for the loss of a nearly clean picture is so small that little is learned about it
-# otherwise. Half as many again for what lost sharpness or colour that it had.
+# otherwise. More for what lost structure (SSIM) that the input had.
 SHARES = {
-    16: ("watermark",),
-    13: ("jpeg-compression",),
+    24: ("watermark",),
+    16: (
+        "jpeg-compression",
+        "raindrop",
+        "lost_color",
+    ),
+    14: ("specular-reflection",),
+    12: ("shadow",),
     10: (
         "snow",
         "defocus-blur",
@@ -22,13 +28,9 @@ SHARES = {
     ),
     9: ("smartphone-to-dslr",),
     8: (
-        "shadow",
-        "specular-reflection",
-        "raindrop",
         "flare",
         "motion-blur",
         "noise",
-        "lost_color",
     ),
     7: ("low-resolution+jpeg-compression",),
     6: (

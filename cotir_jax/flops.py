@@ -176,19 +176,26 @@ def _detail(config: CoTIRConfig, patch_size: int) -> Work:
         return Work(0, 0)
     tokens = patch_size // config.patch
     fine = patch_size // detail.CELL
-    coarse = fine // 2
-    before, within, after = detail.BLOCKS
+    coarse, half = fine // 2, fine * 2
+    before, within, after, last = detail.BLOCKS
+    sharp = 2 * channels // 3
     pixels = 3 * detail.CELL**2
     # Pixels and the change of colour in, pixels out.
-    ends = fine**2 * 9 * 3 * pixels * channels
-    steered = {fine: 2 * channels * (before + after + 1) + 14, coarse: 4 * channels * within}
+    ends = fine**2 * 9 * pixels * (3 * channels + 4 * sharp)
+    steered = {
+        fine: 2 * channels * (before + after + 1) + 14,
+        coarse: 4 * channels * within,
+        half: 2 * sharp * last,
+    }
     layers = (
         # Wider blocks at a quarter of the places cost what the others do.
         fine**2 * 18 * channels**2 * (before + within + after)
+        + half**2 * 18 * sharp**2 * last
         + 16 * coarse**2 * channels**2
+        + 4 * fine**2 * channels * sharp
         + ends
         + tokens**2 * config.in_channels * sum(steered.values())
-        + config.text_channels * config.in_channels
+        + config.text_channels * (config.in_channels + 1)
     )
     # Interpolation has no weights; the colour matrices pass no gradient on to the picture.
     once = fine**2 * 3 * pixels

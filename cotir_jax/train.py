@@ -318,7 +318,7 @@ def _matrices(weights: nnx.State) -> Any:
     """How Muon sees each weight as a matrix; None: not at all."""
 
     def axes(path: tuple[Any, ...], weight: jax.Array) -> Any:
-        if "kernel" not in jax.tree_util.keystr(path) or weight.shape[-1] < 16:
+        if "kernel" not in jax.tree_util.keystr(path) or weight.shape[-1] < 12:
             return None
         stacked = weight.ndim == 3  # over the layers of a scan
         into = range(int(stacked), weight.ndim - 1)

@@ -50,6 +50,17 @@ def test_klein_speed_measures_both_sides():
         assert measured["cotir_jax", case]["flops"] == measured["diffusers", case]["flops"]
 
 
+@pytest.mark.parametrize("overrides", ["", "num_single_blocks=3"])
+def test_klein_speed_builds_the_other_side_at_any_size(monkeypatch, overrides):
+    pytest.importorskip("diffusers", reason="the other side")
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import klein_speed_torch
+
+    config = klein_speed_torch.transformer_alone(overrides)
+    assert (config.hidden_size, config.adapter_depth) == (3072, 0)
+    assert config.num_single_blocks == (3 if overrides else 20)
+
+
 def test_klein_speed_reports_a_side_that_fails():
     run = _run("--small", "--only=cotir_jax", "--remat=nonsense")
     assert run.returncode == 1

@@ -88,7 +88,17 @@ def test_head_equals_pytorchs_layers():
         x = block(x, layer)
     scale, shift = spread(head.steer, x).chunk(2, dim=1)
     fine = conv(x * (1 + scale) + shift, head.conv_out)
-    expected = colour + uncells(gates[:, :1] * fine, 4)
+    seen = torch.cat([torch.from_numpy(picture), colour, uncells(fine, 4)], dim=1)
+    z = conv(torch.cat([cells(part, 2) for part in seen.split(3, dim=1)], dim=1), head.sharp_in)
+    z = z + uncells(linear(x, head.sharp_up), 2)
+    for layer in head.sharp:
+        z = block(z, layer)
+    fine = uncells(fine, 4) + uncells(conv(z, head.sharp_out), 2)
+    gate = functional.interpolate(gates[:, :1], scale_factor=4, mode="nearest")
+    change = colour + gate * fine
+    luma = torch.einsum("bchw,c->bhw", change, torch.tensor([0.299, 0.587, 0.114]))[:, None]
+    factor = 2 * torch.sigmoid(0.5 * torch.from_numpy(prompt) @ tensor(head.luma.kernel))
+    expected = change + (factor[..., None, None] - 1) * luma
 
     def patches(picture):
         batch, _, height, width = picture.shape

@@ -164,10 +164,15 @@ def first_that_fits(function, model, remats: list[str], *args) -> dict:
     return {"remat": "", "error": error}
 
 
+def transformer_alone(overrides: str) -> CoTIRConfig:
+    """klein-4b without the rest, in the count of FLOPs too: a "patch" autoencoder needs none."""
+    parts = ["adapter_depth=0", "autoencoder='patch'", overrides]
+    return preset("klein-4b", ", ".join(part for part in parts if part))
+
+
 def main() -> None:
     job = json.loads(sys.argv[1])
-    # The transformer alone, in the count of FLOPs too: a "patch" autoencoder needs none.
-    config = preset("klein-4b", f"{job['overrides']}, adapter_depth=0, autoencoder='patch'")
+    config = transformer_alone(job["overrides"])
     cuda = torch.cuda.is_available()
     if not cuda and not job["small"]:
         sys.exit("PyTorch finds no CUDA device: run with --small")
