@@ -110,9 +110,9 @@ def get_config(model: str = "nano"):
     config.bench.test_per_degradation = 5
     config.log.every = 10
     config.train.learning_rate_floor = 1e-6
-    config.train.steps = 1550
+    config.train.steps = 3500
     # Crops of the size that nano restores in: light and veil are judged by the whole window.
-    config.train.stages = ((1550, 256, 32),)
+    config.train.stages = ((3500, 256, 32),)
     # On the same samples its loss was 13 % below AdamW's (README).
     config.train.optimizer = "muon"
     config.train.learning_rate = 6e-4

@@ -13,10 +13,9 @@ A last level at half the resolution sees the pixels, the change of colour and th
 and corrects them: a quarter's 96 channels hold little more than the 48 values of their 4x4 pixels.
 
 The prompt names what is wrong, and so what must not change. It has a way of its own into the head,
-beside attention: its mean embedding is added to every token, each of the two corrections, fine
-detail and colour, is scaled by a factor a token, 0 to 2, and the luma of the whole by a factor that
-the prompt alone sets. That a sharpening request leaves the light alone, or one for colours the
-luma, is then one linear layer to learn.
+beside attention: its mean embedding is added to every token, and each of the two corrections, fine
+detail and colour, is scaled by a factor a token, 0 to 2. That a sharpening request leaves the light
+alone is then one linear layer to learn.
 """
 
 from __future__ import annotations
@@ -44,9 +43,6 @@ CELL = 4
 TEXT_SCALE = 0.1
 # Likewise: without this, training at 1e-3 shut both factors within 100 steps, for good.
 GATE_SCALE = 1 / 16
-# Larger than the others: the luma factor is to reach 0 where a prompt asks for colour alone.
-LUMA_SCALE = 0.5
-LUMA = (0.299, 0.587, 0.114)
 
 
 class DetailBlock(nnx.Module):
@@ -87,9 +83,6 @@ class DetailHead(nnx.Module):
             **linear,
         )
         self.gates = Linear(steering, 2, axes=("embed", None), zero_init=True, rngs=rngs, **linear)
-        self.luma = Linear(
-            config.text_channels, 1, axes=("embed", None), zero_init=True, rngs=rngs, **linear
-        )
         # The tokens start at zero (`FinalLayer`), so nothing is steered at first.
         self.colour = Linear(steering, 12, axes=("embed", None), rngs=rngs, **linear)
         self.conv_in = _conv(2 * pixels, channels, rngs, **linear)
@@ -141,7 +134,7 @@ class DetailHead(nnx.Module):
         scale, shift = jnp.split(_spread(self.steer(tokens), x), 2, axis=-1)
         fine = self.conv_out(x * (1 + scale) + shift).astype(jnp.float32)
         fine = fine + self._sharpen(pixels, colour, fine, x, tokens)
-        both = self._scale_luma(colour + fine_gate * fine, text)
+        both = colour + fine_gate * fine
         return rearrange(both, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **sides)
 
     def _sharpen(
@@ -157,14 +150,6 @@ class DetailHead(nnx.Module):
             z = block(z, tokens)
         added = self.sharp_out(z).astype(jnp.float32)
         return rearrange(added, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **halves)
-
-    def _scale_luma(self, change: jax.Array, text: jax.Array) -> jax.Array:
-        """A change of colours `[batch, h, w, cell * 3]` with its luma scaled by a factor 0 to 2."""
-        factor = 2 * jax.nn.sigmoid(LUMA_SCALE * self.luma(text).astype(jnp.float32))
-        colours = rearrange(change, "b h w (cell c) -> b h w cell c", c=3)
-        luma = jnp.einsum("bhwxc,c->bhwx", colours, jnp.asarray(LUMA, jnp.float32))[..., None]
-        scaled = colours + (factor[:, None, None, :, None] - 1) * luma
-        return rearrange(scaled, "b h w cell c -> b h w (cell c)")
 
     def _colour(self, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
         """A change of light and colour: 3x3 matrix and shift for each place."""
