@@ -26,6 +26,7 @@ narrow model with few blocks at 128 pixels. Ends with a JSON line.
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -90,10 +91,14 @@ def run_side(side: str, job: dict) -> list[dict]:
             stdout=subprocess.PIPE, stderr=said, text=True, env=environment,
         )  # fmt: skip
         assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("{"):
-                rows.append(finish({"side": side} | json.loads(line)))
-                print(formatted(rows[-1]), flush=True)
+        try:
+            for line in process.stdout:
+                if line.startswith("{"):
+                    rows.append(finish({"side": side} | json.loads(line)))
+                    print(formatted(rows[-1]), flush=True)
+        except SystemExit:
+            process.kill()  # it holds the device's memory
+            raise
         if process.wait():
             said.seek(0)
             lines = [line.strip() for line in said if line.strip()]
@@ -126,6 +131,7 @@ def formatted(row: dict) -> str:
 
 def main() -> int:
     args = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     job = make_job(args)
     start = time.monotonic()
     header = COLUMNS.format(
