@@ -50,7 +50,7 @@ def test_klein_speed_measures_both_sides():
         assert measured["cotir_jax", case]["flops"] == measured["diffusers", case]["flops"]
 
 
-@pytest.mark.parametrize("overrides", ["", "num_single_blocks=3"])
+@pytest.mark.parametrize("overrides", ["", "num_single_blocks=3, adapter_depth=2"])
 def test_klein_speed_builds_the_other_side_at_any_size(monkeypatch, overrides):
     pytest.importorskip("diffusers", reason="the other side")
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -106,8 +106,12 @@ def test_ablation_runs_its_variants_and_goes_on_where_it_was(tmp_path):
         f"--sizes={sizes}", "--config.bench.test_per_degradation=1", "--config.log.every=1",
         "--config.bench.degradations=haze,haze+noise,snow+flare", "--config.bench.workers=1",
     ]  # fmt: skip
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)}
-    environment.pop("XLA_FLAGS", None)  # one device
+    # One device, a compiler in a hurry, and each program compiled for both seeds.
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
+    }  # fmt: skip
     first, second = (
         subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
         for _ in range(2)

@@ -166,7 +166,7 @@ def first_that_fits(function, model, remats: list[str], *args) -> dict:
 
 def transformer_alone(overrides: str) -> CoTIRConfig:
     """klein-4b without the rest, in the count of FLOPs too: a "patch" autoencoder needs none."""
-    parts = ["adapter_depth=0", "autoencoder='patch'", overrides]
+    parts = [overrides, "adapter_depth=0", "autoencoder='patch'"]
     return preset("klein-4b", ", ".join(part for part in parts if part))
 
 
