@@ -97,7 +97,7 @@ def test_ablation_runs_its_variants_and_goes_on_where_it_was(tmp_path):
             coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8))
             coarse.resize((96, 96)).save(folder / f"{count}{number}.png")
     root = BENCHMARKS.parent.parent
-    sizes = "hidden_size=64,num_heads=2,detail_channels=8,tile=64,"
+    sizes = "hidden_size=64,num_heads=2,detail_channels=0,tile=64,"
     command = [
         sys.executable, str(BENCHMARKS / "ablation.py"), f"--photos={photos}",
         f"--test-photos={test}", f"--out={tmp_path / 'out'}", "--seeds=2", "--steps=2",
