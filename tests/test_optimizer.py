@@ -21,6 +21,7 @@ SETTINGS = train.TrainSettings(
 KERNELS = (
     ("img_in", "kernel"),
     ("detail", "conv_in", "kernel"),
+    ("detail", "sharp_out", "kernel"),
     ("single_blocks", "linear1", "kernel"),
 )
 OTHERS = (("detail", "gates", "kernel"), ("detail", "conv_in", "bias"))
