@@ -47,6 +47,8 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     data.fresh = False
     # Sides in pixels of fresh samples, in turns, before they are cropped; empty: `bench.size`.
     data.fresh_sizes = ()
+    # Probability that a fresh sample shows its photo in other colours.
+    data.recoloured = 0.0
     # (degradation, samples in a round) pairs; one for what is not named. The loss is a mean of
     # squared errors, so the hardest degradations outweigh the rest, where shares are equal.
     data.shares = ()

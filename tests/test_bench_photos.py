@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from scipy import stats
+from skimage import color, data
 from small_bench import SMALL, save_photos
 
 from cotir_jax.bench.build import build_bench
 from cotir_jax.bench.check import check_bench
-from cotir_jax.bench.photos import choose_crop, cut, fingerprint, trimmed_photo
+from cotir_jax.bench.photos import choose_crop, cut, fingerprint, recolour, trimmed_photo
 from cotir_jax.bench.plan import make_plan, make_sample
 from cotir_jax.pictures import encode_png, load_picture, save_picture
 
@@ -60,9 +62,9 @@ def _png_48_bit(values):
         (b"IEND", b""),
     ]
     out = b"\x89PNG\r\n\x1a\n"
-    for name, data in chunks:
-        out += struct.pack(">I", len(data)) + name + data
-        out += struct.pack(">I", zlib.crc32(name + data))
+    for name, content in chunks:
+        out += struct.pack(">I", len(content)) + name + content
+        out += struct.pack(">I", zlib.crc32(name + content))
     return out
 
 
@@ -192,6 +194,25 @@ def test_depth_is_cut_like_its_photo(tmp_path):
         assert [len(job.maps.depth) for job in jobs] == [0, 1]
         without, with_map = (make_sample(job, number) for job in jobs)
         assert without.hq == with_map.hq and without.lq != with_map.lq
+
+
+def test_recolouring_keeps_light_and_shapes():
+    photo = data.astronaut()[100:228, 100:228]
+    before = photo.copy()
+    results = [recolour(photo, np.random.default_rng(seed)) for seed in range(200)]
+    np.testing.assert_array_equal(photo, before)
+    assert {(x.dtype, x.shape) for x in results} == {(photo.dtype, photo.shape)}
+    luma = color.rgb2gray(photo).ravel()
+    likeness = [stats.spearmanr(luma, color.rgb2gray(x).ravel()).statistic for x in results]
+    assert min(likeness) > 0.8
+    saturation = np.array([color.rgb2hsv(x)[..., 1].mean() for x in results])
+    own = color.rgb2hsv(photo)[..., 1].mean()
+    assert 5 <= np.sum(saturation == 0) <= 40  # 20 expected
+    assert np.mean(saturation > own) > 0.2
+    # The commonest hue goes all around the circle.
+    coloured = [x for x, s in zip(results, saturation, strict=True) if s > 0.2]
+    hues = [np.histogram(color.rgb2hsv(x)[..., 0], 6, (0, 1))[0].argmax() for x in coloured]
+    assert len(set(hues)) == 6
 
 
 def test_photos_are_kept_up_to_a_size(tmp_path, monkeypatch):

@@ -56,6 +56,24 @@ def test_sizes_take_turns():
     assert all(_pixels(lq).shape == _pixels(hq).shape for lq, hq in pairs)
 
 
+def test_recoloured_samples_keep_what_asks_for_colours():
+    plan = make_plan(**OPTIONS | {"degradations": "haze,lost_color"})
+    plain, half, all_of_them = (FreshSamples(plan, recoloured=share) for share in (0, 0.5, 1))
+    haze, lost = (
+        plain.ranges[plain.degradations.index(name), 0] for name in ("haze", "lost_color")
+    )
+    for i in range(8):
+        assert plain.read(lost + i) == all_of_them.read(lost + i)
+    cleans = [[_pixels(s.read(haze + i)[1]) for i in range(40)] for s in (plain, half, all_of_them)]
+    changed = [
+        sum((a != b).any() for a, b in zip(cleans[0], other, strict=True)) for other in cleans
+    ]
+    assert changed[0] == 0 and 8 <= changed[1] <= 32 and changed[2] == 40
+    # The builder's samples know nothing of it.
+    job = next(plan.jobs("train", 4))
+    assert job.recoloured == 0
+
+
 def test_no_sample_comes_twice_or_is_in_the_benchmark(samples, tmp_path):
     build_bench(tmp_path / "bench", **OPTIONS)
     index = ShardIndex.build(tmp_path / "bench")

@@ -27,6 +27,7 @@ from cotir_jax.bench.photos import (
     choose_crop,
     cut,
     find_photos,
+    recolour,
     trimmed_photo,
 )
 from cotir_jax.bench.phrases import prompt_files
@@ -112,7 +113,8 @@ class Job:
     """The samples ``numbers`` of one degradation and split, one of ``photos`` for each.
 
     ``position`` is the place of the first of them among all samples of the split (sorted by
-    folder and number); ``others`` are photos that window reflections show, or none.
+    folder and number); ``others`` are photos that window reflections show, or none. ``recoloured``
+    is the probability that a clean photo gets other colours; no benchmark has it.
     """
 
     split: str
@@ -125,6 +127,7 @@ class Job:
     seed: int
     maps: Maps
     scene: Scene | None
+    recoloured: float = 0.0
 
 
 class Sample(NamedTuple):
@@ -252,6 +255,8 @@ def make_sample(job: Job, number: int, compress_level: int = 1) -> Sample:
     photo = trimmed_photo(path)
     crop = choose_crop(photo, job.size, rng)
     clean = cut(photo, crop, job.size)
+    if job.recoloured and rng.random() < job.recoloured:
+        clean = recolour(clean, rng)
     height, width = (side + 2 * BORDER for side in photo.shape[:2])
     depth = depth_of_photo(job.maps, Path(path.name), height, width)
     if depth is not None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cotir_jax.bench.composites import folder_name
+from cotir_jax.bench.composites import folder_name, parts_of
 from cotir_jax.bench.plan import Plan, make_sample, prompts_of
 from cotir_jax.data.prompts import VAGUE_FILE, Prompts
 
@@ -15,6 +15,7 @@ from cotir_jax.data.prompts import VAGUE_FILE, Prompts
 _SAMPLES = 2**18
 # Numbers below are those of a benchmark built from the same plan; its samples are held out.
 _FIRST = 2**20
+_COLOURLESS = {"lost_color", "smartphone-to-dslr", "underwater"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +29,14 @@ class FreshSamples:
         plan: what to make; see ``bench.plan.make_plan``.
         sizes: sides in pixels that samples take in turns, empty for the plan's. Degradations grow
             with the side, so one crop size sees them at several scales.
+        recoloured: probability that a sample shows its photo in other colours, see
+            ``bench.photos.recolour``. Degradations that take colours away show the photo's own:
+            what they ask for is the colours that things have.
     """
 
     plan: Plan
     sizes: tuple[int, ...] = ()
+    recoloured: float = 0.0
 
     @cached_property
     def _names(self) -> dict[str, str]:
@@ -73,7 +78,8 @@ class FreshSamples:
         name = self._names[self.degradations[degradation]]
         sizes = self.sizes or (self.plan.size,)
         job = self.plan.job("train", name, range(number, number + 1))
-        job = replace(job, size=sizes[number % len(sizes)])
+        recoloured = 0.0 if _COLOURLESS.intersection(parts_of(name)) else self.recoloured
+        job = replace(job, size=sizes[number % len(sizes)], recoloured=recoloured)
         made = make_sample(job, number, compress_level=0)
         return made.lq, made.hq, json.dumps(made.meta).encode()
 
