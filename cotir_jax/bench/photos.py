@@ -162,11 +162,12 @@ def choose_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> Crop:
 
 
 def recolour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give a photo colours that it might not have, its light and shapes kept.
+    """Give a photo colours and contrast that it might not have, its shapes kept.
 
-    The channels in any order, a gamma of each, and a saturation of 0 to 2; a tenth of the photos
-    becomes grey. A model that has seen the palette of one collection alone corrects others towards
-    it, asked or not.
+    The channels in any order, a gamma of each, a saturation of 0 to 2 (a tenth of the photos
+    becomes grey), then contrast and light, which may clip. A model that has seen the palette of
+    one collection alone corrects others towards it, asked or not: white paper becomes grey, a
+    bright feather pale.
 
     Args:
         photo: uint8 ``[height, width, 3]``.
@@ -179,6 +180,8 @@ def recolour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     saturation = 0.0 if rng.random() < 0.1 else rng.uniform(0, 2)
     grey = (values @ _LUMA)[..., None]
     values = grey + np.float32(saturation) * (values - grey)
+    contrast, light = np.exp(rng.normal(0, 0.2)), rng.normal(0, 0.06)
+    values = 0.5 + np.float32(light) + np.float32(contrast) * (values - 0.5)
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
