@@ -95,7 +95,12 @@ def test_head_equals_pytorchs_layers():
         z = block(z, layer)
     fine = uncells(fine, 4) + uncells(conv(z, head.sharp_out), 2)
     gate = functional.interpolate(gates[:, :1], scale_factor=4, mode="nearest")
-    expected = colour + gate * fine
+    both = colour + gate * fine
+    energy = functional.pad(both.square().mean(1, keepdim=True), (4, 4, 4, 4), "replicate")
+    energy = functional.avg_pool2d(energy, 9, 1)
+    level = linear(torch.from_numpy(prompt)[..., None, None], head.floor)
+    floor = (2 / 255 * torch.exp(level + tensor(head.floor.bias).reshape(1, 1, 1, 1))) ** 2
+    expected = both * (energy + 0.05 * floor) / (energy + floor)
 
     def patches(picture):
         batch, _, height, width = picture.shape

@@ -16,6 +16,10 @@ The prompt names what is wrong, and so what must not change. It has a way of its
 beside attention: its mean embedding is added to every token, and each of the two corrections, fine
 detail and colour, is scaled by a factor a token, 0 to 2. That a sharpening request leaves the light
 alone is then one linear layer to learn.
+
+It also sets a floor, in grey levels. Where the whole correction stays below it, most of it is taken
+back, as in Wiener's filter: who asks for a watermark's removal wants the grain of everything else
+left as it is, who asks for less noise does not.
 """
 
 from __future__ import annotations
@@ -43,6 +47,10 @@ CELL = 4
 TEXT_SCALE = 0.1
 # Likewise: without this, training at 1e-3 shut both factors within 100 steps, for good.
 GATE_SCALE = 1 / 16
+# Side in pixels of the surroundings whose correction is compared with the floor, and what is left
+# of one far below it. At 0, zero starts would hold each other for good.
+FLOOR_WINDOW = 9
+FLOOR_REST = 0.05
 
 
 class DetailBlock(nnx.Module):
@@ -98,6 +106,16 @@ class DetailHead(nnx.Module):
         self.sharp_in = _conv(3 * pixels // 4, sharp, rngs, **linear)
         self.sharp = self._blocks(BLOCKS[3], sharp, steering, rngs, linear)
         self.sharp_out = _conv(sharp, pixels // 4, rngs, zero_init=True, **linear)
+        # One grey level at the start.
+        self.floor = Linear(
+            config.text_channels,
+            1,
+            axes=("embed", None),
+            use_bias=True,
+            zero_init=True,
+            rngs=rngs,
+            **linear,
+        )
 
     @staticmethod
     def _blocks(count: int, channels: int, steering: int, rngs: nnx.Rngs, linear: dict) -> nnx.List:
@@ -134,7 +152,7 @@ class DetailHead(nnx.Module):
         scale, shift = jnp.split(_spread(self.steer(tokens), x), 2, axis=-1)
         fine = self.conv_out(x * (1 + scale) + shift).astype(jnp.float32)
         fine = fine + self._sharpen(pixels, colour, fine, x, tokens)
-        both = colour + fine_gate * fine
+        both = self._above_floor(colour + fine_gate * fine, text)
         return rearrange(both, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **sides)
 
     def _sharpen(
@@ -150,6 +168,20 @@ class DetailHead(nnx.Module):
             z = block(z, tokens)
         added = self.sharp_out(z).astype(jnp.float32)
         return rearrange(added, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **halves)
+
+    def _above_floor(self, correction: jax.Array, text: jax.Array) -> jax.Array:
+        """The correction times `energy / (energy + floor**2)`, energy its local mean square."""
+        sides = dict(i=CELL, j=CELL, c=3)
+        values = rearrange(correction, "b h w (i j c) -> b (h i) (w j) c", **sides)
+        energy = jnp.square(values).mean(axis=-1, keepdims=True)
+        around = (FLOOR_WINDOW // 2, FLOOR_WINDOW // 2)
+        energy = jnp.pad(energy, ((0, 0), around, around, (0, 0)), mode="edge")
+        energy = nnx.avg_pool(nnx.avg_pool(energy, (FLOOR_WINDOW, 1)), (1, FLOOR_WINDOW))
+        # A grey level is 2 / 255 of [-1, 1].
+        floor = jnp.square(2 / 255 * jnp.exp(self.floor(text).astype(jnp.float32)))
+        floor = floor[:, None, None]
+        kept = (energy + FLOOR_REST * floor) / (energy + floor)
+        return rearrange(values * kept, "b (h i) (w j) c -> b h w (i j c)", **sides)
 
     def _colour(self, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
         """A change of light and colour: 3x3 matrix and shift for each place."""
