@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,12 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from skimage import data
 
+from cotir_jax.bench.plan import Sample, make_plan
 from cotir_jax.models import pipeline
 from cotir_jax.models.presets import preset
+from cotir_jax.pictures import encode_png
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 CASES = {
@@ -140,3 +144,39 @@ def test_ablation_runs_its_variants_and_goes_on_where_it_was(tmp_path):
     shown = float(row.split("|")[7].split("±")[0])
     assert shown == pytest.approx(np.mean(gains), abs=6e-4)
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("harm, floors", [(0, {0.25}), (3, {8, 11, 15, 20})])
+def test_floors_follow_what_small_changes_do(monkeypatch, harm, floors):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import nano_floors
+
+    rng = np.random.default_rng(0)
+    clean = np.clip(data.astronaut()[:64, :64].astype(int), 20, 235)
+    noisy = clean + rng.integers(-4, 5, clean.shape)
+    # Small changes take noise away, or add it to a picture that had none.
+    grain = rng.integers(-harm, harm + 1, clean.shape)
+    before, after = (clean, clean + grain) if harm else (noisy, clean)
+    lq, hq, out = (np.uint8(picture) for picture in (before, clean, after))
+    meta = {"cot": {"questions": ["", ""]}}
+    sample = Sample("", encode_png(hq), encode_png(lq), meta)
+    monkeypatch.setattr(nano_floors, "make_sample", lambda *_, **__: sample)
+    restorer = SimpleNamespace(pixels=lambda *_: out)
+    plan = make_plan(degradations="noise", size=64)
+    assert nano_floors.best_floor(restorer, plan, "noise", 1) in floors
+
+
+def test_regression_equals_least_squares_with_a_penalty(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import nano_floors
+
+    rng = np.random.default_rng(0)
+    inputs, targets = rng.normal(2, 1, (50, 6)), rng.normal(1, 1, 50)
+    weights, bias = nano_floors.regress(inputs, targets)
+    centred = inputs - inputs.mean(axis=0)
+    # The penalty as further equations.
+    further = np.sqrt(nano_floors.PENALTY * 50 * centred.var(axis=0).mean()) * np.eye(6)
+    wanted = np.concatenate([targets - targets.mean(), np.zeros(6)])
+    expected = np.linalg.lstsq(np.concatenate([centred, further]), wanted, rcond=None)[0]
+    np.testing.assert_allclose(weights, expected, rtol=1e-8)
+    assert bias == pytest.approx(targets.mean() - inputs.mean(axis=0) @ expected)

@@ -15,7 +15,8 @@ from cotir_jax.data.prompts import VAGUE_FILE, Prompts
 _SAMPLES = 2**18
 # Numbers below are those of a benchmark built from the same plan; its samples are held out.
 _FIRST = 2**20
-_COLOURLESS = {"lost_color", "smartphone-to-dslr", "underwater"}
+# Degradations that take colours away.
+COLOURLESS = {"lost_color", "smartphone-to-dslr", "underwater"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +79,7 @@ class FreshSamples:
         name = self._names[self.degradations[degradation]]
         sizes = self.sizes or (self.plan.size,)
         job = self.plan.job("train", name, range(number, number + 1))
-        recoloured = 0.0 if _COLOURLESS.intersection(parts_of(name)) else self.recoloured
+        recoloured = 0.0 if COLOURLESS.intersection(parts_of(name)) else self.recoloured
         job = replace(job, size=sizes[number % len(sizes)], recoloured=recoloured)
         made = make_sample(job, number, compress_level=0)
         return made.lq, made.hq, json.dumps(made.meta).encode()

@@ -1,0 +1,131 @@
+"""Chooses the floors of nano's head (`models/detail.py`) and makes them a layer of its weights.
+
+    python tests/benchmarks/nano_floors.py MODEL OUT --photos=BSDS
+
+With the floor off, degraded photos in other colours (in their own for degradations that take
+colours away) are restored; each single degradation gets the floor, in grey levels, whose result has
+the highest mean of PSNR in dB + 40 SSIM, a composite the lowest of its parts, a vague prompt 1.5. A
+ridge regression from the mean embedding of prompts to the logarithm of the floor is the layer.
+Prints the floors as JSON, with the root mean square of the regression's error on a fifth of the
+prompts, held out.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from scipy import ndimage
+
+from cotir_jax import image_metrics, text
+from cotir_jax.bench.composites import SEEN, SINGLES, parts_of
+from cotir_jax.bench.plan import Plan, make_plan, make_sample
+from cotir_jax.checkpoints import model_folder
+from cotir_jax.data.fresh_samples import COLOURLESS
+from cotir_jax.models.detail import FLOOR_REST, FLOOR_WINDOW
+from cotir_jax.pictures import load_picture
+from cotir_jax.restore import Restorer
+
+FLOORS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 11, 15, 20)
+VAGUE = 1.5
+DECIBELS_PER_SSIM = 40
+PENALTY = 1e-3  # of the mean variance of the embeddings
+
+
+def best_floor(restorer: Restorer, plan: Plan, name: str, samples: int) -> float:
+    """The best of `FLOORS` for a degradation; the restorer's own must be off."""
+    recoloured = 0.0 if name in COLOURLESS else 1.0
+    job = replace(plan.job("train", name, range(samples)), recoloured=recoloured)
+    merits = np.zeros(len(FLOORS))
+    for number in job.numbers:
+        sample = make_sample(job, number, compress_level=0)
+        clean, degraded = load_picture(sample.hq), load_picture(sample.lq)
+        restored = restorer.pixels(degraded, sample.meta["cot"]["questions"][1])
+        change = restored.astype(np.float64) - degraded
+        energy = ndimage.uniform_filter(
+            np.square(change).mean(axis=2, keepdims=True), (FLOOR_WINDOW, FLOOR_WINDOW, 1),
+            mode="nearest",
+        )  # fmt: skip
+        for index, floor in enumerate(FLOORS):
+            kept = (energy + FLOOR_REST * floor**2) / (energy + floor**2)
+            result = np.rint(np.clip(degraded + kept * change, 0, 255)).astype(np.uint8)
+            merits[index] += image_metrics.psnr(result, clean)
+            merits[index] += DECIBELS_PER_SSIM * image_metrics.ssim(result, clean)
+    return FLOORS[int(merits.argmax())]
+
+
+def prompts_with_floors(
+    plan: Plan, floors: dict[str, float], prompts: int
+) -> list[tuple[str, float]]:
+    """Precise prompts of all degradations, three times as many of single ones, and vague ones."""
+    plan = replace(plan, size=32)
+    rows = []
+    for name in (*SINGLES, *SEEN):
+        count = prompts if "+" in name else 3 * prompts
+        job = plan.job("train", name, range(count))
+        floor = min(floors[part] for part in parts_of(name))
+        for number in job.numbers:
+            meta = make_sample(job, number, compress_level=0).meta
+            vague, precise = meta["cot"]["questions"]
+            rows.append((precise, floor))
+            if number % 8 == 0:
+                rows.append((vague, VAGUE))
+    return rows
+
+
+def embed(restorer: Restorer, prompts: list[str]) -> np.ndarray:
+    """Mean embeddings `[prompts, channels]`."""
+    parts = [prompts[start : start + 256] for start in range(0, len(prompts), 256)]
+    found = [text.encode_prompts(restorer.encoders, part).embeddings for part in parts]
+    return np.concatenate([np.asarray(part, np.float64).mean(axis=1) for part in found])
+
+
+def regress(embeddings: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, float]:
+    """Weights `[channels]` and bias of a ridge regression."""
+    mean = embeddings.mean(axis=0)
+    centred = embeddings - mean
+    covariance = centred.T @ centred / len(centred)
+    covariance += PENALTY * np.trace(covariance) / len(mean) * np.eye(len(mean))
+    moments = centred.T @ (targets - targets.mean()) / len(centred)
+    weights = np.linalg.solve(covariance, moments)
+    return weights, float(targets.mean() - mean @ weights)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--photos", help="folder; default: those inside scikit-image")
+    parser.add_argument("--samples", type=int, default=12, help="of each single degradation")
+    parser.add_argument("--prompts", type=int, default=80, help="of each composite")
+    parser.add_argument("--size", type=int, default=256, help="side of the samples")
+    flags = parser.parse_args()
+    plan = make_plan(flags.photos, degradations="all", size=flags.size, seed=41)
+
+    restorer = Restorer.load(flags.model)
+    layer = restorer.weights[0]["detail"]["floor"]
+    layer["kernel"][...] = jnp.zeros_like(layer["kernel"][...])
+    layer["bias"][...] = jnp.full_like(layer["bias"][...], -20.0)
+    floors = {name: best_floor(restorer, plan, name, flags.samples) for name in SINGLES}
+
+    rows = prompts_with_floors(plan, floors, flags.prompts)
+    embeddings = embed(restorer, [prompt for prompt, _ in rows])
+    targets = np.log([floor for _, floor in rows])
+    held = np.arange(len(rows)) % 5 == 0
+    weights, bias = regress(embeddings[~held], targets[~held])
+    error = np.sqrt(np.mean(np.square(embeddings[held] @ weights + bias - targets[held])))
+
+    layer["kernel"][...] = jnp.asarray(weights[:, None], jnp.float32)
+    layer["bias"][...] = jnp.asarray([bias], jnp.float32)
+    model = nnx.merge(restorer.graphdefs[0], restorer.weights[0])
+    folder = restorer.folder or Path(flags.model)
+    notes = json.loads((folder / "model.json").read_text())["notes"]
+    model_folder.save_model(flags.out, model, notes)
+    print(json.dumps({"floors": floors, "prompts": len(rows), "held_out_error": round(error, 3)}))
+
+
+if __name__ == "__main__":
+    main()
