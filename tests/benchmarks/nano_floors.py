@@ -21,10 +21,11 @@ from flax import nnx
 from scipy import ndimage
 
 from cotir_jax import image_metrics, text
-from cotir_jax.bench.composites import SEEN, SINGLES, parts_of
-from cotir_jax.bench.plan import Plan, make_plan, make_sample
+from cotir_jax.bench.composites import SEEN, SINGLES, folder_name, parts_of
+from cotir_jax.bench.plan import Plan, make_plan, make_sample, prompts_of
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.data.fresh_samples import COLOURLESS
+from cotir_jax.data.prompts import VAGUE_FILE
 from cotir_jax.models.detail import FLOOR_REST, FLOOR_WINDOW
 from cotir_jax.pictures import load_picture
 from cotir_jax.restore import Restorer
@@ -32,7 +33,7 @@ from cotir_jax.restore import Restorer
 FLOORS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 11, 15, 20)
 VAGUE = 1.5
 DECIBELS_PER_SSIM = 40
-PENALTY = 1e-3  # of the mean variance of the embeddings
+PENALTY = 1e-2  # of the mean variance of the embeddings
 
 
 def best_floor(restorer: Restorer, plan: Plan, name: str, samples: int) -> float:
@@ -60,13 +61,20 @@ def best_floor(restorer: Restorer, plan: Plan, name: str, samples: int) -> float
 def prompts_with_floors(
     plan: Plan, floors: dict[str, float], prompts: int
 ) -> list[tuple[str, float]]:
-    """Precise prompts of all degradations, three times as many of single ones, and vague ones."""
+    """Precise prompts of all degradations, three times as many of single ones, and vague ones.
+
+    Half are samples' own, half lines of the prompt files, as in training.
+    """
     plan = replace(plan, size=32)
-    rows = []
+    lines = prompts_of(plan)
+    vague_lines = lines.pop(VAGUE_FILE)
+    rows = [(line, VAGUE) for line in vague_lines * (1 + prompts // 10)]
     for name in (*SINGLES, *SEEN):
         count = prompts if "+" in name else 3 * prompts
         job = plan.job("train", name, range(count))
         floor = min(floors[part] for part in parts_of(name))
+        own_lines = lines[folder_name(name)]
+        rows += [(own_lines[number % len(own_lines)], floor) for number in job.numbers]
         for number in job.numbers:
             meta = make_sample(job, number, compress_level=0).meta
             vague, precise = meta["cot"]["questions"]
