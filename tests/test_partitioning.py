@@ -19,7 +19,7 @@ CONFIG = presets.preset("nano", "hidden_size=96, num_heads=3, text_tokens=8")
 
 @pytest.fixture(autouse=True)
 def _few_blocks(monkeypatch):
-    """One block a level compiles in a third of the time of sixteen in all."""
+    """One block a level compiles in less than half the time of sixteen in all."""
     monkeypatch.setattr(detail, "BLOCKS", (1, 1, 1, 1))
 
 

@@ -246,6 +246,8 @@ def test_another_config_in_the_workdir_is_refused(bench, uninterrupted):
         ("--config.train.stages=((9, 640, 4),)", "config.bench.size"),
         ("--config.model.overrides=hiden_size=3", "hiden_size"),
         ("--config.constraints.initial=-1.0", "0 or more"),
+        ("--config.data.recoloured=60.0", "0 to 1"),
+        ("--config.data.recoloured=0.6", "config.data.fresh=True"),
         ("--config.train.optimizer=sgd", "'adamw' and 'muon'"),
         ("--config.init=/nowhere", "not a model folder"),
         ("--config.data.dir=/nowhere", "no such folder"),

@@ -129,8 +129,7 @@ def main() -> None:
     layer["kernel"][...] = jnp.asarray(weights[:, None], jnp.float32)
     layer["bias"][...] = jnp.asarray([bias], jnp.float32)
     model = nnx.merge(restorer.graphdefs[0], restorer.weights[0])
-    folder = restorer.folder or Path(flags.model)
-    notes = json.loads((folder / "model.json").read_text())["notes"]
+    notes = json.loads((restorer.folder / "model.json").read_text())["notes"]
     model_folder.save_model(flags.out, model, notes)
     print(json.dumps({"floors": floors, "prompts": len(rows), "held_out_error": round(error, 3)}))
 
