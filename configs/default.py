@@ -49,6 +49,8 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     data.fresh_sizes = ()
     # Probability that a fresh sample shows its photo in other colours.
     data.recoloured = 0.0
+    # Probability that it shows a page (slide, chart, cartoon) drawn around its photo.
+    data.drawn = 0.0
     # (degradation, samples in a round) pairs; one for what is not named. The loss is a mean of
     # squared errors, so the hardest degradations outweigh the rest, where shares are equal.
     data.shares = ()

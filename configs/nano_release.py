@@ -99,6 +99,7 @@ def get_config(model: str = "nano"):
     config.data.fresh = True
     config.data.fresh_sizes = (256, 320)
     config.data.recoloured = 0.6
+    config.data.drawn = 0.15
     config.data.shares = tuple((name, n) for n, names in SHARES.items() for name in names)
     config.data.workers = 1
     config.data.threads = 1

@@ -91,7 +91,9 @@ def main(argv: list[str]) -> None:
             fresh = None
             if config.data.fresh:
                 plan = make_plan(**bench_options(config))
-                fresh = FreshSamples(plan, tuple(config.data.fresh_sizes), config.data.recoloured)
+                data = config.data
+                sizes = tuple(data.fresh_sizes)
+                fresh = FreshSamples(plan, sizes, data.recoloured, data.drawn)
             result = training_loop.run_training(config, workdir, data_dir, fresh)
         except training_loop.Interrupted as interrupted:
             print_result({"interrupted": str(interrupted)})

@@ -81,15 +81,15 @@ def check_config(config: ml_collections.ConfigDict) -> None:
                 f"config.train.stages: patch size {stage.patch_size} is larger than "
                 f"{min(sides)}, the least of config.bench.size and config.data.fresh_sizes"
             )
-    if not 0 <= config.data.recoloured <= 1:
-        raise ValueError(
-            f"config.data.recoloured={config.data.recoloured}: a probability, 0 to 1, is expected"
-        )
-    if config.data.recoloured and not config.data.fresh:
-        raise ValueError(
-            f"config.data.recoloured={config.data.recoloured} changes fresh samples alone; set "
-            "config.data.fresh=True or leave it at 0"
-        )
+    for name in ("recoloured", "drawn"):
+        value = config.data[name]
+        if not 0 <= value <= 1:
+            raise ValueError(f"config.data.{name}={value}: a probability, 0 to 1, is expected")
+        if value and not config.data.fresh:
+            raise ValueError(
+                f"config.data.{name}={value} changes fresh samples alone; set "
+                "config.data.fresh=True or leave it at 0"
+            )
     if config.constraints.initial < 0:
         raise ValueError(
             f"config.constraints.initial={config.constraints.initial}: multipliers are 0 or more"

@@ -21,6 +21,7 @@ from cotir_jax.bench.composites import (
     sample_chain,
 )
 from cotir_jax.bench.maps import Maps, depth_of_photo, load_maps
+from cotir_jax.bench.pages import draw_page
 from cotir_jax.bench.photos import (
     BORDER,
     PhotoPath,
@@ -114,7 +115,8 @@ class Job:
 
     ``position`` is the place of the first of them among all samples of the split (sorted by
     folder and number); ``others`` are photos that window reflections show, or none. ``recoloured``
-    is the probability that a clean photo gets other colours; no benchmark has it.
+    is the probability that a clean photo gets other colours, ``drawn`` that a page is drawn
+    around it; no benchmark has them.
     """
 
     split: str
@@ -128,6 +130,7 @@ class Job:
     maps: Maps
     scene: Scene | None
     recoloured: float = 0.0
+    drawn: float = 0.0
 
 
 class Sample(NamedTuple):
@@ -255,6 +258,8 @@ def make_sample(job: Job, number: int, compress_level: int = 1) -> Sample:
     photo = trimmed_photo(path)
     crop = choose_crop(photo, job.size, rng)
     clean = cut(photo, crop, job.size)
+    if job.drawn and rng.random() < job.drawn:
+        clean = draw_page(clean, rng)
     if job.recoloured and rng.random() < job.recoloured:
         clean = recolour(clean, rng)
     height, width = (side + 2 * BORDER for side in photo.shape[:2])

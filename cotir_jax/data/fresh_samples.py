@@ -33,11 +33,14 @@ class FreshSamples:
         recoloured: probability that a sample shows its photo in other colours, see
             ``bench.photos.recolour``. Degradations that take colours away show the photo's own:
             what they ask for is the colours that things have.
+        drawn: probability that a sample shows a page drawn around its photo, see
+            ``bench.pages.draw_page``; never where degradations take colours away.
     """
 
     plan: Plan
     sizes: tuple[int, ...] = ()
     recoloured: float = 0.0
+    drawn: float = 0.0
 
     @cached_property
     def _names(self) -> dict[str, str]:
@@ -79,8 +82,9 @@ class FreshSamples:
         name = self._names[self.degradations[degradation]]
         sizes = self.sizes or (self.plan.size,)
         job = self.plan.job("train", name, range(number, number + 1))
-        recoloured = 0.0 if COLOURLESS.intersection(parts_of(name)) else self.recoloured
-        job = replace(job, size=sizes[number % len(sizes)], recoloured=recoloured)
+        job = replace(job, size=sizes[number % len(sizes)])
+        if not COLOURLESS.intersection(parts_of(name)):
+            job = replace(job, recoloured=self.recoloured, drawn=self.drawn)
         made = make_sample(job, number, compress_level=0)
         return made.lq, made.hq, json.dumps(made.meta).encode()
 
