@@ -195,7 +195,7 @@ def _detail(config: CoTIRConfig, patch_size: int) -> Work:
         + 4 * fine**2 * channels * sharp
         + ends
         + tokens**2 * config.in_channels * sum(steered.values())
-        + config.text_channels * (config.in_channels + 1)
+        + config.text_channels * (config.in_channels + 2)
     )
     # Interpolation has no weights; the colour matrices pass no gradient on to the picture.
     once = fine**2 * 3 * pixels

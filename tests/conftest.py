@@ -44,3 +44,11 @@ def manifests() -> Path:
     if not (SHARED / "manifests").is_dir():
         pytest.skip("../shared/manifests is not here")
     return SHARED / "manifests"
+
+
+@pytest.fixture
+def few_blocks(monkeypatch):
+    """A head of few blocks a level compiles in less than half the time of sixteen in all."""
+    from cotir_jax.models import detail
+
+    monkeypatch.setattr(detail, "BLOCKS", (1, 2, 1, 2))

@@ -18,6 +18,7 @@ CONFIG = presets.preset(
     "nano",
     "hidden_size=64, num_heads=2, patch=8, in_channels=192, detail_channels=12, text_tokens=4",
 )
+pytestmark = pytest.mark.usefixtures("few_blocks")
 
 
 def _random(module, scale=0.1):
@@ -96,11 +97,16 @@ def test_head_equals_pytorchs_layers():
     fine = uncells(fine, 4) + uncells(conv(z, head.sharp_out), 2)
     gate = functional.interpolate(gates[:, :1], scale_factor=4, mode="nearest")
     both = colour + gate * fine
-    energy = functional.pad(both.square().mean(1, keepdim=True), (4, 4, 4, 4), "replicate")
-    energy = functional.avg_pool2d(energy, 9, 1)
-    level = linear(torch.from_numpy(prompt)[..., None, None], head.floor)
-    floor = (2 / 255 * torch.exp(level + tensor(head.floor.bias).reshape(1, 1, 1, 1))) ** 2
-    expected = both * (energy + 0.05 * floor) / (energy + floor)
+    luma = torch.einsum("bchw,c->bhw", both, torch.tensor([0.299, 0.587, 0.114]))[:, None]
+    parts = luma.expand(-1, 3, -1, -1), both - luma
+    levels = linear(torch.from_numpy(prompt)[..., None, None], head.floor)
+    levels = levels + tensor(head.floor.bias).reshape(1, 2, 1, 1)
+    expected = 0
+    for part, level in zip(parts, levels.split(1, dim=1), strict=True):
+        energy = functional.pad(part.square().mean(1, keepdim=True), (4, 4, 4, 4), "replicate")
+        energy = functional.avg_pool2d(energy, 9, 1)
+        floor = (2 / 255 * torch.exp(level)) ** 2
+        expected = expected + part * (energy + 0.05 * floor) / (energy + floor)
 
     def patches(picture):
         batch, _, height, width = picture.shape

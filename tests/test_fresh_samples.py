@@ -71,7 +71,21 @@ def test_recoloured_samples_keep_what_asks_for_colours():
     assert changed[0] == 0 and 8 <= changed[1] <= 32 and changed[2] == 40
     # The builder's samples know nothing of it.
     job = next(plan.jobs("train", 4))
-    assert job.recoloured == 0
+    assert job.recoloured == 0 and job.drawn == 0
+
+
+def test_pages_are_drawn_where_nothing_asks_for_colours():
+    plan = make_plan(**OPTIONS | {"degradations": "haze,lost_color"})
+    plain, some, each = (FreshSamples(plan, drawn=share) for share in (0, 0.25, 1))
+    haze, lost = (
+        plain.ranges[plain.degradations.index(name), 0] for name in ("haze", "lost_color")
+    )
+    assert all(plain.read(lost + i) == each.read(lost + i) for i in range(4))
+    cleans = [[_pixels(s.read(haze + i)[1]) for i in range(60)] for s in (plain, some, each)]
+    changed = [
+        sum((a != b).any() for a, b in zip(cleans[0], other, strict=True)) for other in cleans
+    ]
+    assert changed[0] == 0 and 5 <= changed[1] <= 27 and changed[2] == 60  # 15 expected
 
 
 def test_no_sample_comes_twice_or_is_in_the_benchmark(samples, tmp_path):

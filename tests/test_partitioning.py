@@ -8,19 +8,14 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from cotir_jax import partitioning, train
-from cotir_jax.models import detail, presets
+from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.flux2 import Flux2
 
 RULES = (("embed", "fsdp"), ("mlp", "tensor"), ("layers", None))
 # The convolutional head at its real width: XLA splits smaller kernels in other ways.
 CONFIG = presets.preset("nano", "hidden_size=96, num_heads=3, text_tokens=8")
-
-
-@pytest.fixture(autouse=True)
-def _few_blocks(monkeypatch):
-    """One block a level compiles in less than half the time of sixteen in all."""
-    monkeypatch.setattr(detail, "BLOCKS", (1, 1, 1, 1))
+pytestmark = pytest.mark.usefixtures("few_blocks")
 
 
 def _batch(size=8, patch=32):

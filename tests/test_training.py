@@ -248,6 +248,8 @@ def test_another_config_in_the_workdir_is_refused(bench, uninterrupted):
         ("--config.constraints.initial=-1.0", "0 or more"),
         ("--config.data.recoloured=60.0", "0 to 1"),
         ("--config.data.recoloured=0.6", "config.data.fresh=True"),
+        ("--config.data.drawn=-0.1", "0 to 1"),
+        ("--config.data.drawn=0.1", "config.data.fresh=True"),
         ("--config.train.optimizer=sgd", "'adamw' and 'muon'"),
         ("--config.init=/nowhere", "not a model folder"),
         ("--config.data.dir=/nowhere", "no such folder"),

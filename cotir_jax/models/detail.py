@@ -17,9 +17,10 @@ beside attention: its mean embedding is added to every token, and each of the tw
 detail and colour, is scaled by a factor a token, 0 to 2. That a sharpening request leaves the light
 alone is then one linear layer to learn.
 
-It also sets a floor, in grey levels. Where the whole correction stays below it, most of it is taken
-back, as in Wiener's filter: who asks for a watermark's removal wants the grain of everything else
-left as it is, who asks for less noise does not.
+It also sets two floors, in grey levels: of light (luma) and of colour. Where that part of the whole
+correction stays below its floor, most of it is taken back, as in Wiener's filter: who asks for a
+watermark's removal wants the grain of everything else left as it is, who asks for less noise does
+not, and who asks for lost colours wants no other light.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ GATE_SCALE = 1 / 16
 # of one far below it. At 0, zero starts would hold each other for good.
 FLOOR_WINDOW = 9
 FLOOR_REST = 0.05
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
 class DetailBlock(nnx.Module):
@@ -106,10 +108,10 @@ class DetailHead(nnx.Module):
         self.sharp_in = _conv(3 * pixels // 4, sharp, rngs, **linear)
         self.sharp = self._blocks(BLOCKS[3], sharp, steering, rngs, linear)
         self.sharp_out = _conv(sharp, pixels // 4, rngs, zero_init=True, **linear)
-        # One grey level at the start.
+        # Of luma and colour, one grey level at the start.
         self.floor = Linear(
             config.text_channels,
-            1,
+            2,
             axes=("embed", None),
             use_bias=True,
             zero_init=True,
@@ -170,10 +172,13 @@ class DetailHead(nnx.Module):
         return rearrange(added, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **halves)
 
     def _above_floor(self, correction: jax.Array, text: jax.Array) -> jax.Array:
-        """The correction times `energy / (energy + floor**2)`, energy its local mean square."""
+        """Luma and colour, each times `energy / (energy + floor**2)`, its local energy."""
         sides = dict(i=CELL, j=CELL, c=3)
         values = rearrange(correction, "b h w (i j c) -> b (h i) (w j) c", **sides)
-        energy = jnp.square(values).mean(axis=-1, keepdims=True)
+        luma = (values * jnp.array(LUMA)).sum(axis=-1, keepdims=True)
+        colour = values - luma
+        energy = jnp.square(colour).mean(axis=-1, keepdims=True)
+        energy = jnp.concatenate([jnp.square(luma), energy], axis=-1)
         around = (FLOOR_WINDOW // 2, FLOOR_WINDOW // 2)
         energy = jnp.pad(energy, ((0, 0), around, around, (0, 0)), mode="edge")
         energy = nnx.avg_pool(nnx.avg_pool(energy, (FLOOR_WINDOW, 1)), (1, FLOOR_WINDOW))
@@ -181,7 +186,8 @@ class DetailHead(nnx.Module):
         floor = jnp.square(2 / 255 * jnp.exp(self.floor(text).astype(jnp.float32)))
         floor = floor[:, None, None]
         kept = (energy + FLOOR_REST * floor) / (energy + floor)
-        return rearrange(values * kept, "b (h i) (w j) c -> b h w (i j c)", **sides)
+        values = kept[..., :1] * luma + kept[..., 1:] * colour
+        return rearrange(values, "b (h i) (w j) c -> b h w (i j c)", **sides)
 
     def _colour(self, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
         """A change of light and colour: 3x3 matrix and shift for each place."""
