@@ -157,7 +157,7 @@ def test_a_split_calibrates_and_is_scored(explainer, tmp_path):
     explanations, truth = explain_split.explain_split(fitted, listing)
     table = explain_split.accuracy(explanations, truth)
     assert {row.name for row in table.rows} == {"low-light", "over-exposure"}
-    assert min(row.average_precision for row in table.rows) > 0.8
+    assert min(row.average_precision for row in table.rows) > 0.75
     assert table.top_named > table.top_named_by_chance
     hits = sum("low-light" in e.named for e, t in zip(explanations, truth, strict=True)
                if t == "low-light")  # fmt: skip
