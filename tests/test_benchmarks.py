@@ -146,8 +146,8 @@ def test_ablation_runs_its_variants_and_goes_on_where_it_was(tmp_path):
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("harm, floors", [(0, {0.25}), (3, {8, 11, 15, 20})])
-def test_floors_follow_what_small_changes_do(monkeypatch, harm, floors):
+@pytest.mark.parametrize("harm", [0, 3])
+def test_floors_follow_what_small_changes_do(monkeypatch, harm):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import nano_floors
 
@@ -163,8 +163,11 @@ def test_floors_follow_what_small_changes_do(monkeypatch, harm, floors):
     monkeypatch.setattr(nano_floors, "make_sample", lambda *_, **__: sample)
     restorer = SimpleNamespace(pixels=lambda *_: out)
     plan = make_plan(degradations="noise", size=64)
-    luma, colour = nano_floors.best_floors(restorer, plan, "noise", 1)
-    assert luma in floors
+    floors = nano_floors.best_floors(restorer, plan, "noise", 1)
+    if harm:  # well above the grain, which has 1.3 grey levels in luma, 1.5 in colour
+        assert min(floors) >= 4
+    else:
+        assert floors == (0.25, 0.25)
 
 
 def test_regression_equals_least_squares_with_a_penalty(monkeypatch):

@@ -4,9 +4,10 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from cotir_jax.bench.composites import SEEN, SINGLES, UNSEEN, apply_chain, sample_chain
+from cotir_jax.bench.degradations.processing import load_font
 from cotir_jax.bench.photos import find_photos, trimmed_photo
 from cotir_jax.pictures import PICTURE_SUFFIXES, contact_sheet, save_picture
 
@@ -114,10 +115,7 @@ def _small(picture: np.ndarray, side: int) -> np.ndarray:
 def _captioned(picture: np.ndarray, name: str) -> np.ndarray:
     """The picture with the parts of its name below it, in up to three lines."""
     size, width = 11, picture.shape[1]
-    try:
-        font = ImageFont.load_default(size)
-    except (TypeError, ImportError, OSError):  # a Pillow built without FreeType
-        font = ImageFont.load_default()
+    font = load_font(size)
     lines = [""]
     for number, part in enumerate(name.split("+")):
         word = part if number == 0 else f"+ {part}"

@@ -1,7 +1,9 @@
 """Pages drawn for training: slides, charts, screens and cartoons, which photo collections lack."""
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from cotir_jax.bench.degradations.processing import load_font
 
 _LETTERS = np.array(list("eeetttaaooiinnsshhrrddlcumwfgypbvkEATSNORIDLCPMBFHGW0123456789"))
 _FINER = 2  # pages are drawn at twice their size and scaled down, which smooths their edges
@@ -66,10 +68,7 @@ def _words(draw_on, box, ink, rng) -> None:
     """Lines of made-up words of one size, a headline where the size is large."""
     left, top, right, bottom = box
     size = int(np.exp(rng.uniform(np.log(14), np.log(70))))
-    try:
-        font = ImageFont.load_default(size)
-    except (TypeError, ImportError, OSError):  # a Pillow built without FreeType
-        font = ImageFont.load_default()
+    font = load_font(size)
     colour = ink if rng.random() < 0.7 else _colour(rng)
     for line in range(max((bottom - top) // int(1.4 * size), 1)):
         count = max(int((right - left) / (0.55 * size)), 1)

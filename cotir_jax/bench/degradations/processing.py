@@ -1,7 +1,7 @@
 """Degradations after the sensor: lost colour, a phone's processing, watermarks."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -194,12 +194,17 @@ def _tiled(stamp: Image.Image, height: int, width: int, params: WatermarkParams)
     return np.asarray(turned.crop((left, top, left + width, top + height)), np.float32) / 255
 
 
+def load_font(size: int) -> Any:
+    """Pillow's own font in a size, or in its only one where Pillow was built without FreeType."""
+    try:
+        return ImageFont.load_default(size)
+    except (TypeError, ImportError, OSError):
+        return ImageFont.load_default()
+
+
 def _letters(params: WatermarkParams) -> Image.Image:
     """The text as cover in an image of mode L, as large as it."""
-    try:
-        font = ImageFont.load_default(params.size)
-    except (TypeError, ImportError, OSError):  # a Pillow built without FreeType
-        font = ImageFont.load_default()
+    font = load_font(params.size)
     left, top, right, bottom = (int(value) for value in font.getbbox(params.text))
     image = Image.new("L", (max(right - left, 1) + 2, max(bottom - top, 1) + 2))
     ImageDraw.Draw(image).text((1 - left, 1 - top), params.text, 255, font=font)
