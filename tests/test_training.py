@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from xla_flags import xla_flags
 
 from configs import nano
 from cotir_jax import training_loop
@@ -60,7 +61,7 @@ def _command(bench: Path, workdir: Path, **more: object) -> list[str]:
 
 def _environment() -> dict[str, str]:
     # One device, as on a laptop; conftest's eight are for the sharding tests.
-    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "XLA_FLAGS": xla_flags(devices=1), "PYTHONPATH": str(ROOT)}
 
 
 def _run(bench: Path, workdir: Path, limit=None, **more: object) -> subprocess.CompletedProcess:
@@ -135,7 +136,8 @@ def uninterrupted(bench, tmp_path_factory) -> Path:
 def _weights(workdir: Path) -> list[np.ndarray]:
     import orbax.checkpoint as ocp
 
-    path = workdir / "checkpoints" / str(STEPS) / "state"
+    steps = [int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()]
+    path = workdir / "checkpoints" / str(max(steps)) / "state"
     restored = ocp.StandardCheckpointer().restore(path.absolute())
     return [np.asarray(restored[name]) for name in sorted(restored)]
 
@@ -163,8 +165,9 @@ def test_a_killed_run_continues_bit_for_bit(bench, uninterrupted, tmp_path):
 @pytest.mark.slow
 def test_a_killed_run_with_muon_continues_bit_for_bit(bench, tmp_path):
     """Its state is kept for some weights, AdamW's for the others."""
-    muon = {"train__optimizer": "muon", "evaluate__enabled": False}
-    process = _start_until(bench, tmp_path / "run", 7, **muon)
+    muon = {"train__optimizer": "muon", "evaluate__enabled": False, "train__steps": 8}
+    muon["train__stages"] = ((8, 32, 4),)
+    process = _start_until(bench, tmp_path / "run", 5, **muon)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     for workdir in (tmp_path / "run", tmp_path / "whole"):
