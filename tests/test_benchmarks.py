@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 from skimage import data
+from xla_flags import xla_flags
 
 from cotir_jax.bench.plan import Sample, make_plan
 from cotir_jax.models import pipeline
@@ -28,10 +29,8 @@ CASES = {
 
 
 def _run(*options: str) -> subprocess.CompletedProcess:
-    # One device, and a compiler in a hurry: nothing is measured here.
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_backend_optimization_level=0",
-    }  # fmt: skip
+    # One device: nothing is measured here.
+    environment = os.environ | {"XLA_FLAGS": xla_flags(devices=1)}
     return subprocess.run(
         [sys.executable, str(BENCHMARKS / "klein_speed.py"), *options],
         capture_output=True, text=True, env=environment,
@@ -110,10 +109,9 @@ def test_ablation_runs_its_variants_and_goes_on_where_it_was(tmp_path):
         f"--sizes={sizes}", "--config.bench.test_per_degradation=1", "--config.log.every=1",
         "--config.bench.degradations=haze,haze+noise,snow+flare", "--config.bench.workers=1",
     ]  # fmt: skip
-    # One device, a compiler in a hurry, and each program compiled for both seeds.
+    # One device, and each program compiled for both seeds.
     environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(root), "XLA_FLAGS": xla_flags(devices=1),
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"),
     }  # fmt: skip
     first, second = (

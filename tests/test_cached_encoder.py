@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from xla_flags import xla_flags
 
 from cotir_jax import partitioning
 from cotir_jax.data.tokenizers import TextTokenizer
@@ -192,7 +193,7 @@ def test_processes_encode_together(tokenizer, tmp_path):
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags(devices=2),
     }
     programs = [
         subprocess.Popen(

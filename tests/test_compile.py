@@ -295,6 +295,7 @@ def test_nano_on_four_chips_of_v5e():
     done = _compile(
         "--config=configs/tpu_v5e.py:nano", "--topology=v5e:2x2",
         "--config.train.stages=((10, 32, 8),)", "--config.train.steps=10",
+        "--optimization_level=O1",  # compiles sooner
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from xla_flags import xla_flags
 
 from cotir_jax import distributed, partitioning, throughput
 from cotir_jax.bench.build import build_bench
@@ -56,7 +57,7 @@ def _start(bench: Path, cache: Path, workdir: Path, devices: int, *flags: str) -
     environment = os.environ | {
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": xla_flags(devices),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }

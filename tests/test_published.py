@@ -24,6 +24,7 @@ import diffusers
 import tiny_published
 import torch
 import transformers
+from xla_flags import xla_flags
 
 from cotir_jax import cli, explain, phrase_bank, restore, sampling
 from cotir_jax.bench.build import build_bench
@@ -257,7 +258,7 @@ def test_training_continues_a_converted_model_and_exports(converted, model, tmp_
         "--config.train.steps=3", "--config.train.stages=((3, 32, 2),)", "--config.mesh.data=1",
         "--config.train.warmup_steps=1", "--config.checkpoint.every=3", "--config.log.every=1",
     ]  # fmt: skip
-    two_devices = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    two_devices = os.environ | {"XLA_FLAGS": xla_flags(devices=2)}
     root = Path(__file__).parent.parent
     result = subprocess.run(
         command, cwd=root, env=two_devices, capture_output=True, text=True, timeout=500

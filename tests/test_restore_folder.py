@@ -13,6 +13,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 from skimage import data
+from xla_flags import xla_flags
 
 from cotir_jax import partitioning, restore, text, tiling
 from cotir_jax.checkpoints import model_folder
@@ -127,8 +128,7 @@ def test_eight_devices_give_the_result_of_one(tmp_path):
         code = _ON_DEVICES.format(
             tests=os.path.dirname(__file__), devices=devices, folder=str(tmp_path)
         )
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {"XLA_FLAGS": xla_flags(devices), "JAX_PLATFORMS": "cpu"}
         run = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )

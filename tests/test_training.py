@@ -9,11 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from xla_flags import xla_flags
 
 from configs import nano
 from cotir_jax import training_loop
@@ -22,10 +22,6 @@ from cotir_jax.throughput import NAMES
 
 ROOT = Path(__file__).parent.parent
 STEPS = 12
-# A compiler in a hurry: the step compiles in 8 s of CPU time instead of 35.
-HURRY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the program
-    HURRY += " --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +61,7 @@ def _command(bench: Path, workdir: Path, **more: object) -> list[str]:
 
 def _environment() -> dict[str, str]:
     # One device, as on a laptop; conftest's eight are for the sharding tests.
-    return {**os.environ, "XLA_FLAGS": HURRY, "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "XLA_FLAGS": xla_flags(devices=1, level=1), "PYTHONPATH": str(ROOT)}
 
 
 def _run(bench: Path, workdir: Path, limit=None, **more: object) -> subprocess.CompletedProcess:
