@@ -2,9 +2,9 @@
 
 Its input has the clean picture's luma to within rounding, so restoring can at best keep that. Means
 over the listing's pictures of that kind, restored with their precise prompts by the shipped nano:
-SSIM (`image_metrics`, of luma) of the input, of the restored picture, and of the restored picture
-shifted to the input's luma pixel by pixel (clipped and rounded to 8 bits); then scikit-image's SSIM
-of the three RGB channels, same window.
+SSIM (`image_metrics`, of luma) of the input, of the restored picture, and of the input's luma with
+the restored colours (as strong as fits into 8 bits without another luma, then rounded); then
+scikit-image's SSIM of the three RGB channels, same window.
 """
 
 import json
@@ -28,6 +28,14 @@ def ssim_rgb(picture: np.ndarray, clean: np.ndarray) -> float:
     )  # fmt: skip
 
 
+def with_luma(restored: np.ndarray, lq: np.ndarray) -> np.ndarray:
+    luma = (lq @ LUMA)[..., None]
+    colour = restored - (restored @ LUMA)[..., None]
+    room = np.where(colour > 0, 255 - luma, luma)
+    strength = np.min(room / np.maximum(np.abs(colour), 1e-9), axis=-1, keepdims=True)
+    return np.rint(luma + np.minimum(strength, 1) * colour).astype(np.uint8)
+
+
 def main() -> None:
     listing = Path(sys.argv[1])
     restorer = Restorer.load("nano")
@@ -40,12 +48,10 @@ def main() -> None:
         lq = load_picture(listing.parent / path)
         hq = load_picture(listing.parent / path.replace("lq/", "hq/"))
         restored = restorer.pixels(lq, sample["spe_prompt"])
-        shift = ((lq - restored.astype(np.float64)) @ LUMA)[..., None]
-        shifted = np.clip(np.rint(restored + shift), 0, 255).astype(np.uint8)
-        row = [image_metrics.ssim(x, hq) for x in (lq, restored, shifted)]
+        row = [image_metrics.ssim(x, hq) for x in (lq, restored, with_luma(restored, lq))]
         rows.append([*row, ssim_rgb(lq, hq), ssim_rgb(restored, hq)])
     means = " ".join(f"{mean:.5f}" for mean in np.mean(rows, axis=0))
-    print(f"{len(rows)} pictures: input, restored, shifted; RGB of input, restored: {means}")
+    print(f"{len(rows)} pictures: input, restored, with input's luma; RGB: input, restored: {means}")
 
 
 if __name__ == "__main__":
