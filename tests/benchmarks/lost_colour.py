@@ -51,7 +51,7 @@ def main() -> None:
         row = [image_metrics.ssim(x, hq) for x in (lq, restored, with_luma(restored, lq))]
         rows.append([*row, ssim_rgb(lq, hq), ssim_rgb(restored, hq)])
     means = " ".join(f"{mean:.5f}" for mean in np.mean(rows, axis=0))
-    print(f"{len(rows)} pictures: input, restored, with input's luma; RGB: input, restored: {means}")
+    print(f"{len(rows)} pictures: input, restored, with input luma; RGB: input, restored: {means}")
 
 
 if __name__ == "__main__":
