@@ -49,7 +49,8 @@ TEXT_SCALE = 0.1
 # Likewise: without this, training at 1e-3 shut both factors within 100 steps, for good.
 GATE_SCALE = 1 / 16
 # Side in pixels of the surroundings whose correction is compared with the floor, and what is left
-# of one far below it. At 0, zero starts would hold each other for good.
+# of one far below a floor of one grey level; higher floors leave less, in proportion to their
+# squares. At 0, zero starts would hold each other for good.
 FLOOR_WINDOW = 9
 FLOOR_REST = 0.05
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -172,7 +173,7 @@ class DetailHead(nnx.Module):
         return rearrange(added, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **halves)
 
     def _above_floor(self, correction: jax.Array, text: jax.Array) -> jax.Array:
-        """Luma and colour, each times `energy / (energy + floor**2)`, its local energy."""
+        """Luma and colour, each times `(energy + rest) / (energy + floor**2)`, its local energy."""
         sides = dict(i=CELL, j=CELL, c=3)
         values = rearrange(correction, "b h w (i j c) -> b (h i) (w j) c", **sides)
         luma = (values * jnp.array(LUMA)).sum(axis=-1, keepdims=True)
@@ -183,9 +184,10 @@ class DetailHead(nnx.Module):
         energy = jnp.pad(energy, ((0, 0), around, around, (0, 0)), mode="edge")
         energy = nnx.avg_pool(nnx.avg_pool(energy, (FLOOR_WINDOW, 1)), (1, FLOOR_WINDOW))
         # A grey level is 2 / 255 of [-1, 1].
-        floor = jnp.square(2 / 255 * jnp.exp(self.floor(text).astype(jnp.float32)))
-        floor = floor[:, None, None]
-        kept = (energy + FLOOR_REST * floor) / (energy + floor)
+        level = 2 / 255
+        floor = jnp.square(level * jnp.exp(self.floor(text).astype(jnp.float32)))[:, None, None]
+        rest = FLOOR_REST * jnp.minimum(floor, level**2)
+        kept = (energy + rest) / (energy + floor)
         values = kept[..., :1] * luma + kept[..., 1:] * colour
         return rearrange(values, "b (h i) (w j) c -> b h w (i j c)", **sides)
 

@@ -44,6 +44,8 @@ def command(variant: str, seed: int, workdir: Path, options: argparse.Namespace)
         "train.warmup_steps": min(100, options.steps // 4),
         "train.ema_decay": 0.99,
         "checkpoint.every": options.steps,
+        "bench.test_per_degradation": 5,
+        "evaluate.enabled": True,
         "constraints.learning_rate": options.dual_rate if variant == "dual" else 0.0,
         "constraints.initial": options.fixed if variant == "fixed" else 0.0,
         "model.overrides": options.sizes + "adapter_depth=0" * (variant == "none"),

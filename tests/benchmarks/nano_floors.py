@@ -72,7 +72,7 @@ def _above_floor(part: np.ndarray, floor: float) -> np.ndarray:
     """What `models/detail.py` keeps of a part of the correction, `[height, width, channels]`."""
     energy = np.square(part).mean(axis=2, keepdims=True)
     energy = ndimage.uniform_filter(energy, (FLOOR_WINDOW, FLOOR_WINDOW, 1), mode="nearest")
-    return part * (energy + FLOOR_REST * floor**2) / (energy + floor**2)
+    return part * (energy + FLOOR_REST * min(floor, 1) ** 2) / (energy + floor**2)
 
 
 def prompts_with_floors(
