@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from skimage import data
 from xla_flags import xla_flags
 
 from cotir_jax.bench.plan import Sample, make_plan
-from cotir_jax.models import pipeline
+from cotir_jax.models import detail, pipeline
 from cotir_jax.models.presets import preset
 from cotir_jax.pictures import encode_png
 
@@ -142,6 +143,23 @@ def test_ablation_runs_its_variants_and_goes_on_where_it_was(tmp_path):
     shown = float(row.split("|")[7].split("±")[0])
     assert shown == pytest.approx(np.mean(gains), abs=6e-4)
     assert (tmp_path / "out" / "curves.png").stat().st_size > 10_000
+
+
+def test_floors_are_tried_as_the_head_applies_them(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import nano_floors
+
+    tried = 0.5, 6.0  # of luma, of colour; one below and one above a grey level
+    head = detail.DetailHead(preset("nano"), rngs=nnx.Rngs(0))
+    head.floor.bias[...] = jnp.log(jnp.array(tried))
+    change = np.random.default_rng(0).normal(0, 4, (16, 24, 3))  # grey levels
+    luma = (change @ np.array(detail.LUMA))[..., None]
+    parts = zip((luma, change - luma), tried, strict=True)
+    expected = sum(nano_floors._above_floor(part, floor) for part, floor in parts)
+    cells = einops.rearrange(change * 2 / 255, "(h i) (w j) c -> 1 h w (i j c)", i=4, j=4)
+    got = head._above_floor(jnp.asarray(cells, jnp.float32), jnp.zeros((1, 384)))
+    got = einops.rearrange(got, "1 h w (i j c) -> (h i) (w j) c", i=4, j=4)
+    np.testing.assert_allclose(got * 255 / 2, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("harm", [0, 3])
