@@ -1,4 +1,4 @@
-"""The run behind nano's weights: ten minutes beside a GPU with 16 CPU cores, days on two cores.
+"""The run behind nano's weights: 13 minutes beside a GPU with 16 CPU cores, days on two cores.
 
     python -m cotir_jax.main --config=configs/nano_release.py --workdir=W \
       --config.bench.photos=PHOTOS --config.bench.test_photos=TEST_PHOTOS
@@ -92,8 +92,6 @@ SHARES = {
         "noise+lost_color",
     ),
 }
-
-
 STEPS = 5500
 
 
