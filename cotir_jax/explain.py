@@ -29,7 +29,7 @@ from cotir_jax import partitioning, phrase_bank, tiling
 from cotir_jax.bench.composites import SINGLES
 from cotir_jax.calibration import Calibration, sigmoid
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
-from cotir_jax.models.pipeline import CPU_OPTIONS
+from cotir_jax.models.pipeline import CPU_OPTIONS, crops_per_call
 from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.models.transformer import Text, Transformer, predict
 from cotir_jax.photo import check_pixels, unit_range
@@ -43,8 +43,6 @@ NEUTRAL_PROMPT = "Please restore this degraded photo."
 # model was trained with, spread evenly; a model that takes pictures whole reads the middle.
 MOST_CROPS = 8
 WHOLE_SIDE = 512
-# Crops per call of the program.
-_CROP_BATCH = 4
 # Without calibration, from this score on a degradation is named.
 _UNCALIBRATED_THRESHOLD = 0.5
 
@@ -189,8 +187,9 @@ class Explainer:
             key = jax.random.key(0)
             return pooled_thoughts(transformer, autoencoder, pictures, text, key, pooling)
 
-        on_cpu = model.mesh.devices.flat[0].platform == "cpu"
-        self._program = jax.jit(run, compiler_options=CPU_OPTIONS if on_cpu else None)
+        platform = model.mesh.devices.flat[0].platform
+        self._crops_per_call = crops_per_call(platform)
+        self._program = jax.jit(run, compiler_options=CPU_OPTIONS if platform == "cpu" else None)
 
     @classmethod
     def load(cls, model: Model) -> Explainer:
@@ -243,7 +242,7 @@ class Explainer:
         tile = self.model.config.tile
         crops = evenly_spread_crops(pixels, tile or WHOLE_SIDE, MOST_CROPS if tile else 1)
         unit = unit_range(crops)
-        size = -(-(_CROP_BATCH if tile else 1) // self._parts) * self._parts
+        size = -(-(self._crops_per_call if tile else 1) // self._parts) * self._parts
         found = [
             self._run(unit[start : start + size], prompt, size)
             for start in range(0, len(unit), size)

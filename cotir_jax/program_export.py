@@ -21,9 +21,11 @@ import numpy as np
 
 from cotir_jax import tiling
 from cotir_jax.models import pipeline
-from cotir_jax.restore import CROP_BATCH, DEFAULT_PROMPT, Restorer
+from cotir_jax.restore import DEFAULT_PROMPT, Restorer
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# Crops that go through the model at once.
+_MOST_CROPS = 4
 # The format's offsets have 31 bits.
 _MOST_BYTES = 2**31 - 2**24
 
@@ -93,8 +95,13 @@ def whole_picture_function(
     """
     weights = jax.tree.map(np.asarray, restorer.weights)
     steps = num_steps or restorer.config.num_steps
-    side = restorer.crop_side(size)
-    text, empty = restorer.texts(prompt, CROP_BATCH if side else 1)
+    patch, side = restorer.config.patch, restorer.crop_side(size)
+    tops, lefts = (tiling.starts(length, side, patch) if side else [0] for length in size)
+    corners = np.array([(top, left) for top in tops for left in lefts], np.int32)
+    # Full calls alone, so that the program has one copy of the model.
+    calls = -(-len(corners) // _MOST_CROPS)
+    crops = -(-len(corners) // calls)
+    text, empty = restorer.texts(prompt, crops)
 
     def restore(pictures: jax.Array, corners: jax.Array | None, seed: jax.Array) -> jax.Array:
         key = jax.random.key(seed)
@@ -104,16 +111,13 @@ def whole_picture_function(
         if side:
             restored = _in_crops(pipeline.to_unit_range(picture), restore, seed)
         else:
-            bucket = tiling.bucket(size, restorer.config.patch)
+            bucket = tiling.bucket(size, patch)
             restored = restore(
                 _mirrored(pipeline.to_unit_range(picture), bucket)[None], None, seed
             )[0]
         return pipeline.to_uint8(restored[: size[0], : size[1]])
 
     def _in_crops(picture: jax.Array, restore: Callable, seed: jax.Array) -> jax.Array:
-        patch = restorer.config.patch
-        tops, lefts = (tiling.starts(length, side, patch) for length in size)
-        corners = np.array([(top, left) for top in tops for left in lefts], np.int32)
         padded = _mirrored(picture, (tops[-1] + side, lefts[-1] + side))
 
         def crop(corner: jax.Array) -> jax.Array:
@@ -122,11 +126,10 @@ def whole_picture_function(
         def of_batch(some: jax.Array) -> jax.Array:
             return restore(jax.vmap(crop)(some), some, seed)
 
-        # Full batches, so that the program has one copy of the model.
-        count = -(-len(corners) // CROP_BATCH) * CROP_BATCH
-        filled = np.concatenate([corners, np.repeat(corners[-1:], count - len(corners), axis=0)])
-        restored = jax.lax.map(of_batch, jnp.asarray(filled.reshape(-1, CROP_BATCH, 2)))
-        restored = restored.reshape(count, side, side, 3)[: len(corners)]
+        filling = np.repeat(corners[-1:], calls * crops - len(corners), axis=0)
+        filled = np.concatenate([corners, filling]).reshape(calls, crops, 2)
+        restored = jax.lax.map(of_batch, jnp.asarray(filled))
+        restored = restored.reshape(-1, side, side, 3)[: len(corners)]
         rows, columns = (tiling.blend_weights(begins, side) for begins in (tops, lefts))
         windows = rows[:, None, :, None] * columns[None, :, None, :]
 

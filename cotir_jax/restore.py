@@ -24,8 +24,6 @@ from cotir_jax.restored import Picture, Restored, as_photo
 
 DEFAULT_PROMPT = "Please restore this degraded photo."
 
-# Crops per call of the program: fewer are padded to this, so one program serves every picture.
-CROP_BATCH = 4
 # Pictures above this many pixels are restored in crops of `LARGE_TILE` by models that take a
 # picture whole: FLUX was trained at about one megapixel.
 LARGEST_WHOLE = 1024 * 1024
@@ -83,8 +81,10 @@ class Restorer:
             )
 
         self.jitted = jax.jit(run, static_argnames="num_steps")
+        platform = mesh.devices.flat[0].platform
+        self._crops_per_call = pipeline.crops_per_call(platform)
         # jax takes compiler options only of a program that is not part of another.
-        options = pipeline.CPU_OPTIONS if mesh.devices.flat[0].platform == "cpu" else None
+        options = pipeline.CPU_OPTIONS if platform == "cpu" else None
         self._program = jax.jit(run, static_argnames="num_steps", compiler_options=options)
 
     @classmethod
@@ -311,7 +311,7 @@ class Restorer:
 
     def _crop_batch(self, size: tuple[int, int], side: int, tile: int | None) -> int:
         """Crops of one call: a fixed few, or as many as lie in a tile."""
-        count = CROP_BATCH
+        count = self._crops_per_call
         if self.config.tile and tile is not None:
             sides = size if tile == 0 else (tile, tile)
             count = math.prod(len(tiling.starts(s, side, self.config.patch)) for s in sides)

@@ -22,6 +22,16 @@ SHARED = Path(__file__).parent.parent.parent / "shared"
 
 
 @pytest.fixture(scope="session")
+def one_device():
+    """A mesh of one device: with all eight each picture's crops are filled up to eight."""
+    import jax
+
+    from cotir_jax import partitioning
+
+    return partitioning.make_mesh({}, jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """The release's golden numbers; reading its .pt files needs PyTorch."""
     pytest.importorskip("torch", reason="PyTorch reads the golden .pt files")

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
+from xla_flags import xla_flags
 
 from cotir_jax.bench.composites import SINGLES
 
@@ -37,7 +38,10 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url, self.log = f"http://127.0.0.1:{self.port}/", folder / "log"
-        environment = os.environ | {"TMPDIR": str(folder), "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {
+            "TMPDIR": str(folder),
+            "XLA_FLAGS": xla_flags(devices=1, level=1),
+        }
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", START, str(self.port)],

@@ -185,15 +185,14 @@ def test_unsuitable_sizes_are_refused(overrides):
         presets.preset("nano", f"detail_channels=8, {overrides}")
 
 
-def test_a_model_folder_keeps_the_head(tmp_path):
+def test_a_model_folder_keeps_the_head(one_device, tmp_path):
     model = _random(make_transformer(CONFIG, rngs=nnx.Rngs(0)), 0.02)
     model_folder.save_model(tmp_path / "model", model, {})
-    mesh = partitioning.make_mesh({}, jax.devices()[:1])
-    loaded = model_folder.load_model(tmp_path / "model", mesh, partitioning.RULES)
+    loaded = model_folder.load_model(tmp_path / "model", one_device, partitioning.RULES)
     theirs, ours = (jax.tree.leaves(nnx.state(each)) for each in (loaded, model))
     for a, b in zip(theirs, ours, strict=True):
         np.testing.assert_allclose(a, b, rtol=2**-7)  # the folder may hold bfloat16
-    restorer = Restorer.load(tmp_path / "model")
+    restorer = Restorer.load(tmp_path / "model", one_device)
     picture = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     assert restorer(picture, "denoise").image.shape == (40, 50, 3)
 

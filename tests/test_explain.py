@@ -2,11 +2,10 @@
 
 import types
 
-import jax
 import numpy as np
 import pytest
 
-from cotir_jax import calibration, explain, explain_split, partitioning, phrase_bank
+from cotir_jax import calibration, explain, explain_split, phrase_bank
 from cotir_jax.bench import thoughts as writer
 from cotir_jax.bench.build import build_bench
 from cotir_jax.bench.composites import SINGLES
@@ -15,9 +14,8 @@ from cotir_jax.restore import Restorer
 
 
 @pytest.fixture(scope="module")
-def explainer():
-    mesh = partitioning.make_mesh({"fsdp": 1}, jax.devices()[:1])
-    return explain.Explainer.load(Restorer.load("nano", mesh))
+def explainer(one_device):
+    return explain.Explainer.load(Restorer.load("nano", one_device))
 
 
 def test_accuracy_counted_by_hand():

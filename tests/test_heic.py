@@ -40,13 +40,13 @@ def test_heic_is_refused_and_the_accepted_formats_are_named(content, read, tmp_p
     assert "\n" not in str(error.value)
 
 
-def test_folder_names_the_heic_that_it_leaves_out(tmp_path):
+def test_folder_names_the_heic_that_it_leaves_out(one_device, tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
     Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(source / "a.png")
     (source / "b.HEIC").write_bytes(WHOLE)
     with pytest.raises(ValueError, match=r"1 of 2 pictures.*b\.HEIC"):
-        list(restore_path(Restorer.load("nano"), source, out, num_steps=1))
+        list(restore_path(Restorer.load("nano", one_device), source, out, num_steps=1))
     report = json.loads((out / REPORT).read_text())
     assert "it is HEIC" in report["failed"][str(source / "b.HEIC")]
     assert list(report["restored"]) == [str(source / "a.png")]

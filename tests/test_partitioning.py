@@ -14,7 +14,8 @@ from cotir_jax.models.flux2 import Flux2
 
 RULES = (("embed", "fsdp"), ("mlp", "tensor"), ("layers", None))
 # The convolutional head at its real width: XLA splits smaller kernels in other ways.
-CONFIG = presets.preset("nano", "hidden_size=96, num_heads=3, text_tokens=8")
+SIZES = "hidden_size=96, num_heads=3, text_tokens=8"
+CONFIG = presets.preset("nano", SIZES)
 pytestmark = pytest.mark.usefixtures("few_blocks")
 
 
@@ -29,7 +30,7 @@ def _batch(size=8, patch=32):
     return batch | {"group": np.arange(size, dtype=np.int32) % 3}
 
 
-def _run(sizes, devices, steps=4, **settings):
+def _run(sizes, devices, config=CONFIG, **settings):
     settings = train.TrainSettings(
         **{"trainable": "all", "learning_rate": 1e-3, "warmup_steps": 1, "total_steps": 10,
            "dual_learning_rate": 1e-2, "full_noise": 0.5, "ema_decay": 0.9} | settings
@@ -37,15 +38,15 @@ def _run(sizes, devices, steps=4, **settings):
     mesh = partitioning.make_mesh(sizes, devices)
 
     def fresh():
-        model = Flux2(CONFIG, rngs=nnx.Rngs(0))
-        return train.init_state(model, PatchAutoencoder(CONFIG.patch), settings, seed=3)
+        model = Flux2(config, rngs=nnx.Rngs(0))
+        return train.init_state(model, PatchAutoencoder(config.patch), settings, seed=3)
 
     placement = partitioning.shardings(jax.eval_shape(fresh), mesh, RULES)
     losses = []
     with jax.set_mesh(mesh):
         frozen, state = jax.jit(fresh, out_shardings=placement)()
         step = jax.jit(train.train_step, donate_argnums=1, out_shardings=(placement[1], None))
-        for _ in range(steps):
+        for _ in range(4):
             state, metrics = step(frozen, state, partitioning.global_batch(_batch(), mesh))
             losses.append([float(metrics[k]) for k in ("loss", "velocity_loss", "gradient_norm")])
     return np.array(losses), state
@@ -59,7 +60,11 @@ def test_eight_devices_give_the_losses_of_one(optimizer):
     np.testing.assert_allclose(eight[:, :2], one[:, :2], rtol=1e-5)
     np.testing.assert_allclose(eight[:, 2], one[:, 2], rtol=1e-4)
     np.testing.assert_allclose(state_eight.multipliers, state_one.multipliers, atol=1e-5)
-    kernel = state_eight.trainable["single_blocks"]["linear1"]["kernel"][...]
+    kernel, average = (
+        weights["single_blocks"]["linear1"]["kernel"][...]
+        for weights in (state_eight.trainable, state_eight.ema)
+    )
+    assert 0 < np.abs(kernel - average).max() < np.abs(kernel).max()
     assert kernel.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     state = state_eight.opt_state[1]
     if optimizer == "muon":
@@ -69,18 +74,15 @@ def test_eight_devices_give_the_losses_of_one(optimizer):
 
 
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
-    """Adam hides the gradient's size, so its norm is compared too."""
-    whole, state = _run({}, jax.devices()[:1], multiplier_groups=3)
-    parts, state_parts = _run({}, jax.devices()[:1], multiplier_groups=3, accumulate=4)
+    """Adam hides the gradient's size, so its norm is compared too.
+
+    Without the head, whose convolutions XLA gives one core where they are in a loop.
+    """
+    config = presets.preset("nano", f"{SIZES}, detail_channels=0")
+    whole, state = _run({}, jax.devices()[:1], config, multiplier_groups=3)
+    parts, state_parts = _run({}, jax.devices()[:1], config, multiplier_groups=3, accumulate=4)
     np.testing.assert_allclose(parts, whole, rtol=2e-4)
     np.testing.assert_allclose(state_parts.multipliers, state.multipliers, rtol=1e-3)
-
-
-def test_weights_and_their_average_move_apart():
-    _, state = _run({}, jax.devices()[:1])
-    kernel = state.trainable["img_in"]["kernel"][...]
-    average = state.ema["img_in"]["kernel"][...]
-    assert 0 < np.abs(kernel - average).max() < np.abs(kernel).max()
 
 
 def test_uneven_weights_are_replicated():

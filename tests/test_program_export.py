@@ -29,8 +29,8 @@ np.save(out, restore.call(np.load(picture), 3))
 
 
 @pytest.fixture(scope="module")
-def restorer():
-    return restore.Restorer.load("nano")
+def restorer(one_device):
+    return restore.Restorer.load("nano", one_device)
 
 
 def run_elsewhere(program, picture, folder):

@@ -18,8 +18,8 @@ from cotir_jax.quantization import is_block_kernel, quantize_blocks
 
 
 @pytest.fixture(scope="module")
-def restorers():
-    return restore.Restorer.load("nano"), restore.Restorer.load("nano", int8=True)
+def restorers(one_device):
+    return [restore.Restorer.load("nano", one_device, int8=int8) for int8 in (False, True)]
 
 
 def _leaves(state):

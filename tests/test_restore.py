@@ -1,6 +1,7 @@
 """Restoring: sizes, types, tiles and bad input, with the model that ships."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from flax import nnx
 from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
+from xla_flags import xla_flags
 
 from cotir_jax import cli, photo, restore
 from cotir_jax.checkpoints import model_folder
@@ -20,8 +22,8 @@ from cotir_jax.pictures import load_picture, save_picture
 
 
 @pytest.fixture(scope="module")
-def restorer():
-    return restore.Restorer.load("nano")
+def restorer(one_device):
+    return restore.Restorer.load("nano", one_device)
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +58,12 @@ def test_sixteen_bits_restore_as_eight_do(restorer, dark):
     assert len(np.unique(fine)) > 256  # not eight bits stretched
 
 
-def test_a_tile_bounds_memory_and_does_not_show(restorer, dark):
-    degraded = dark[1]
-    usual, whole = restorer.pixels(degraded), restorer.pixels(degraded, tile=0)
-    assert np.abs(usual.astype(int) - whole).max() <= 1
-    assert np.abs(usual.astype(int) - restorer.pixels(degraded, tile=192)).max() <= 1
+@pytest.mark.parametrize("tile", [0, 320])
+def test_a_tile_bounds_memory_and_does_not_show(restorer, tile):
+    """Three crops: one by one, together, and in a call that holds four."""
+    degraded = data.astronaut()[:200] // 3
+    usual, other = restorer.pixels(degraded), restorer.pixels(degraded, tile=tile)
+    assert np.abs(usual.astype(int) - other).max() <= 1
 
 
 def test_crops_that_overlap_start_from_the_same_noise(restorer, monkeypatch):
@@ -183,8 +186,10 @@ def test_commands_report_errors_in_one_line(tmp_path, capsys):
 def test_installed_command_restores(dark, tmp_path):
     save_picture(dark[1], tmp_path / "dark.png")
     command = [sys.executable, "-m", "cotir_jax.cli", "restore", str(tmp_path / "dark.png")]
+    environment = os.environ | {"XLA_FLAGS": xla_flags(devices=1)}
     run = subprocess.run(
-        [*command, "--out", str(tmp_path / "out.png")], capture_output=True, text=True, timeout=200
-    )
+        [*command, "--out", str(tmp_path / "out.png")],
+        capture_output=True, text=True, timeout=200, env=environment,
+    )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert load_picture(tmp_path / "out.png").shape == dark[0].shape

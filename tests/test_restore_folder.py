@@ -24,8 +24,8 @@ from cotir_jax.restore_folder import REPORT, list_folder, restore_path
 
 
 @pytest.fixture(scope="module")
-def nano():
-    return restore.Restorer.load("nano")
+def nano(one_device):
+    return restore.Restorer.load("nano", one_device)
 
 
 def whole_picture_restorer(devices=None):
@@ -117,13 +117,14 @@ assert jax.device_count() == {devices}
 folder = pathlib.Path({folder!r})
 restorers = {{"whole": whole_picture_restorer(), "nano": restore.Restorer.load("nano")}}
 for name, restorer in restorers.items():
-    list(restore_path(restorer, folder / "in", folder / "{devices}" / name))
+    list(restore_path(restorer, folder / name, folder / "{devices}" / name))
 """
 
 
 def test_eight_devices_give_the_result_of_one(tmp_path):
-    sizes = [(64, 64)] * 9 + [(130, 150), (48, 64)]
-    photos(tmp_path / "in", sizes)
+    sizes = {"whole": [(64, 64)] * 9 + [(130, 150), (48, 64)], "nano": [(260, 40), (48, 64)]}
+    for kind in sizes:
+        photos(tmp_path / kind, sizes[kind])
     for devices in (1, 8):
         code = _ON_DEVICES.format(
             tests=os.path.dirname(__file__), devices=devices, folder=str(tmp_path)
@@ -133,8 +134,8 @@ def test_eight_devices_give_the_result_of_one(tmp_path):
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )
         assert run.returncode == 0, run.stderr[-3000:]
-    for kind in ("whole", "nano"):
-        for index in range(len(sizes)):
+    for kind in sizes:
+        for index in range(len(sizes[kind])):
             one, eight = (
                 np.asarray(Image.open(tmp_path / str(n) / kind / f"{index:03}.png")).astype(int)
                 for n in (1, 8)
@@ -148,8 +149,10 @@ def test_a_killed_run_leaves_whole_pictures_alone(tmp_path, number):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "cotir_jax.cli", "restore", str(tmp_path / "in")]
     run = subprocess.Popen(
-        [*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+        [*command, "--out", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=os.environ | {"XLA_FLAGS": xla_flags(devices=1)},
+    )  # fmt: skip
     while len(list(out.glob("[0-9]*.png"))) < 3:
         assert run.poll() is None
         time.sleep(0.02)

@@ -16,7 +16,7 @@ import pytest
 from xla_flags import xla_flags
 
 from configs import nano
-from cotir_jax import training_loop
+from cotir_jax import run_config, training_loop
 from cotir_jax.bench.build import build_bench
 from cotir_jax.throughput import NAMES
 
@@ -218,9 +218,8 @@ def test_sigterm_to_the_workers_too_saves_and_exits_with_zero(bench, tmp_path):
 def test_full_disk_keeps_the_last_checkpoint(bench, uninterrupted, tmp_path):
     """Files may not grow beyond 100 kB, as under a quota; then the limit is lifted."""
     workdir = tmp_path / "run"
-    process = _start_until(bench, workdir, 7)
-    process.kill()
-    process.wait()
+    last = shutil.ignore_patterns(str(STEPS), "model", "results")  # as after step 9
+    shutil.copytree(uninterrupted, workdir, ignore=last)
     kept = sorted(path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
     def limit() -> None:
@@ -245,16 +244,6 @@ def test_another_config_in_the_workdir_is_refused(bench, uninterrupted):
     [
         ("--config.train.stepz=3", "accepted are"),
         ("--config.mesh.data=3", "set config.mesh"),
-        ("--config.train.stages=((9, 50, 4),)", "not a multiple"),
-        ("--config.train.stages=((9, 640, 4),)", "config.bench.size"),
-        ("--config.model.overrides=hiden_size=3", "hiden_size"),
-        ("--config.constraints.initial=-1.0", "0 or more"),
-        ("--config.data.recoloured=60.0", "0 to 1"),
-        ("--config.data.recoloured=0.6", "config.data.fresh=True"),
-        ("--config.data.drawn=-0.1", "0 to 1"),
-        ("--config.data.drawn=0.1", "config.data.fresh=True"),
-        ("--config.train.optimizer=sgd", "'adamw' and 'muon'"),
-        ("--config.init=/nowhere", "not a model folder"),
         ("--config.data.dir=/nowhere", "no such folder"),
         ("--config.bench.photos=/nowhere", "no such folder"),
         ("--config.data.shares=(('fog', 2),)", "--config.data.shares='()'"),
@@ -269,6 +258,29 @@ def test_impossible_configs_are_one_line(flag, expected, tmp_path):
     assert expected in _error(process)
     assert not (tmp_path / "w" / "checkpoints").exists()
     assert not (tmp_path / "w" / "bench").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"train.stages": ((9, 50, 4),)}, "not a multiple"),
+        ({"train.stages": ((9, 640, 4),)}, "config.bench.size"),
+        ({"model.overrides": "hiden_size=3"}, "hiden_size"),
+        ({"constraints.initial": -1.0}, "0 or more"),
+        ({"data.recoloured": 60.0}, "0 to 1"),
+        ({"data.recoloured": 0.6}, "config.data.fresh=True"),
+        ({"data.drawn": -0.1}, "0 to 1"),
+        ({"data.drawn": 0.1}, "config.data.fresh=True"),
+        ({"train.optimizer": "sgd"}, "'adamw' and 'muon'"),
+        ({"init": "/nowhere"}, "not a model folder"),
+    ],
+)
+def test_impossible_values_are_found_before_anything_is_built(fields, expected):
+    config = nano.get_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=expected) as error:
+        run_config.check_config(config)
+    assert "\n" not in str(error.value)
 
 
 def _config(bench: Path, **more: object):
