@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from xla_flags import xla_flags
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 nbclient = pytest.importorskip("nbclient", reason="nbclient, which runs notebooks, is absent")
@@ -32,7 +33,7 @@ def execute(name, folder, monkeypatch, **settings):
         monkeypatch.setenv(key, value)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *sys.path]))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.delenv("XLA_FLAGS", raising=False)  # one device, as outside of the tests
+    monkeypatch.setenv("XLA_FLAGS", xla_flags(devices=1, level=1))
     notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     _Kernel(notebook, timeout=500, resources={"metadata": {"path": str(folder)}}).execute()
     return notebook

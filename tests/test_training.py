@@ -263,8 +263,8 @@ def test_impossible_configs_are_one_line(flag, expected, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        ({"train.stages": ((9, 50, 4),)}, "not a multiple"),
-        ({"train.stages": ((9, 640, 4),)}, "config.bench.size"),
+        ({"train.stages": ((9, 50, 8),)}, "not a multiple"),
+        ({"train.stages": ((9, 640, 8),)}, "config.bench.size"),
         ({"model.overrides": "hiden_size=3"}, "hiden_size"),
         ({"constraints.initial": -1.0}, "0 or more"),
         ({"data.recoloured": 60.0}, "0 to 1"),
