@@ -1,12 +1,10 @@
 """The run behind nano's weights: 13 minutes beside a GPU with 16 CPU cores, days on two cores.
 
-    python -m cotir_jax.main --config=configs/nano_release.py --workdir=W \
-      --config.bench.photos=PHOTOS --config.bench.test_photos=TEST_PHOTOS
-    python tests/benchmarks/nano_floors.py W/model MODEL --photos=PHOTOS --samples=8 --prompts=40
+    launch/nano_release.sh PHOTOS TEST_PHOTOS OUT
 
-All degradations and composites, every sample made when it is read, so that none comes twice. Beside
-a GPU set `--config.data.workers` to its machine's cores. Start the same command again to continue.
-The second command chooses the floors (`models/detail.py`).
+trains with it, chooses the floors of the head (`models/detail.py`) and calibrates explanations; the
+same command again continues. All degradations and composites, every sample made when it is read, so
+that none comes twice. Beside a GPU add `--config.data.workers=15`, one fewer than cores.
 """
 
 from configs import nano
