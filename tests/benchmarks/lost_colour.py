@@ -3,8 +3,9 @@
 Its input has the clean picture's luma to within rounding, so restoring can at best keep that. Means
 over the listing's pictures of that kind, restored with their precise prompts by the shipped nano:
 SSIM (`image_metrics`, of luma) of the input, of the restored picture, and of the input's luma with
-the restored colours (as strong as fits into 8 bits without another luma, then rounded); then
-scikit-image's SSIM of the three RGB channels, same window.
+the restored colours (as strong as fits into 8 bits without another luma), its channels rounded each
+by itself and rounded together to the nearest luma; then scikit-image's SSIM of the three RGB
+channels, same window.
 """
 
 import json
@@ -33,7 +34,20 @@ def with_luma(restored: np.ndarray, lq: np.ndarray) -> np.ndarray:
     colour = restored - (restored @ LUMA)[..., None]
     room = np.where(colour > 0, 255 - luma, luma)
     strength = np.min(room / np.maximum(np.abs(colour), 1e-9), axis=-1, keepdims=True)
-    return np.rint(luma + np.minimum(strength, 1) * colour).astype(np.uint8)
+    return luma + np.minimum(strength, 1) * colour
+
+
+def rounded(picture: np.ndarray) -> np.ndarray:
+    return np.rint(picture).astype(np.uint8)
+
+
+def rounded_to_luma(picture: np.ndarray) -> np.ndarray:
+    """Each channel up or down, so that luma is nearest."""
+    ways = np.array(list(np.ndindex(2, 2, 2)))
+    found = np.clip(np.floor(picture)[..., None, :] + ways, 0, 255)
+    error = np.abs(found @ LUMA - (picture @ LUMA)[..., None])
+    best = error.argmin(axis=-1)[..., None, None]
+    return np.take_along_axis(found, best, axis=-2)[..., 0, :].astype(np.uint8)
 
 
 def main() -> None:
@@ -48,10 +62,13 @@ def main() -> None:
         lq = load_picture(listing.parent / path)
         hq = load_picture(listing.parent / path.replace("lq/", "hq/"))
         restored = restorer.pixels(lq, sample["spe_prompt"])
-        row = [image_metrics.ssim(x, hq) for x in (lq, restored, with_luma(restored, lq))]
+        kept = with_luma(restored, lq)
+        tried = lq, restored, rounded(kept), rounded_to_luma(kept)
+        row = [image_metrics.ssim(picture, hq) for picture in tried]
         rows.append([*row, ssim_rgb(lq, hq), ssim_rgb(restored, hq)])
     means = " ".join(f"{mean:.5f}" for mean in np.mean(rows, axis=0))
-    print(f"{len(rows)} pictures: input, restored, with input luma; RGB: input, restored: {means}")
+    what = "input, restored, with input luma, nearest to it; RGB: input, restored"
+    print(f"{len(rows)} pictures: {what}: {means}")
 
 
 if __name__ == "__main__":
