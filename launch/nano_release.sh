@@ -21,7 +21,7 @@ cd "$(dirname "$0")/.."
 # Training that was asked to stop has saved its state and ended with 0.
 [ -e "$out/run/model/model.json" ] || exit 0
 
-if [ ! -e "$out/nano" ]; then
+if [ ! -e "$out/nano/model.json" ]; then
   PYTHONPATH=. "$PYTHON" tests/benchmarks/nano_floors.py "$out/run/model" "$out/nano" \
     --photos="$photos" --samples="$SAMPLES" --prompts="$PROMPTS"
 fi

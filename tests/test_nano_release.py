@@ -12,7 +12,7 @@ STUB = """#!/bin/bash
 echo "$@" >> "$CALLS"
 case "$*" in
   *cotir_jax.main*) [ -n "$COTIR_STOPPED" ] || { mkdir -p "$OUT/run/model"; touch "$OUT/run/model/model.json"; } ;;
-  *nano_floors.py*) mkdir -p "$OUT/nano" ;;
+  *nano_floors.py*) mkdir -p "$OUT/nano"; touch "$OUT/nano/model.json" ;;
 esac
 """  # noqa: E501
 
@@ -48,7 +48,10 @@ def test_training_floors_and_calibration_in_turn(release):
         "tests/benchmarks/nano_floors.py out/run/model out/nano --photos=my photos "
         "--samples=8 --prompts=40"
     )
-    assert build.startswith("-m cotir_jax.cli bench build --photos=my photos --out=out/validation")
+    assert build == (
+        "-m cotir_jax.cli bench build --photos=my photos --out=out/validation "
+        "--degradations=all --samples=1 --test-samples=6 --size=256 --seed=5"
+    )
     assert calibrate == (
         "-m cotir_jax.cli calibrate --model-dir=out/nano --jsonl=out/validation/test/test.jsonl"
     )

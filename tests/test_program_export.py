@@ -3,9 +3,12 @@
 import subprocess
 import sys
 
+import jax
+import jax.export
 import numpy as np
 import pytest
 from skimage import data
+from test_restore_folder import whole_picture_restorer
 
 from cotir_jax import cli, program_export, restore
 
@@ -44,8 +47,11 @@ def run_elsewhere(program, picture, folder):
 
 
 def test_a_program_runs_without_this_package(restorer, tmp_path):
-    """Cutting and blending are written anew in jax for it: numpy's in `tiling` is the oracle."""
-    picture = (data.chelsea()[40:240, 50:350] * 0.3).astype(np.uint8)
+    """Cutting and blending are written anew in jax for it: numpy's in `tiling` is the oracle.
+
+    Five crops: two calls of three, the last one filled up.
+    """
+    picture = (np.concatenate([data.chelsea()[40:140]] * 2, axis=1) * 0.3).astype(np.uint8)
     prompt = "brighten this dark photo"
     written = program_export.export_program(
         restorer, tmp_path / "nano.jax", picture.shape[:2], prompt, num_steps=2, platforms=("cpu",)
@@ -57,6 +63,16 @@ def test_a_program_runs_without_this_package(restorer, tmp_path):
     assert elsewhere.dtype == np.uint8 and elsewhere.shape == picture.shape
     assert np.abs(elsewhere.astype(int) - here).max() <= 1
     assert np.abs(here.astype(int) - picture).mean() > 10
+
+
+def test_a_model_that_takes_pictures_whole(tmp_path):
+    small = whole_picture_restorer(jax.devices()[:1])
+    picture = data.chelsea()[:40, :56]
+    program_export.export_program(small, tmp_path / "a.jax", (40, 56), platforms=("cpu",))
+    exported = jax.export.deserialize(bytearray((tmp_path / "a.jax").read_bytes()))
+    found = np.asarray(exported.call(picture, 3)).astype(int)
+    assert np.abs(found - small.pixels(picture, seed=3)).max() <= 1
+    assert np.abs(found - small.pixels(picture, seed=4)).max() > 1
 
 
 def test_the_command_and_its_errors(restorer, tmp_path, capsys):
@@ -74,8 +90,6 @@ def test_the_command_and_its_errors(restorer, tmp_path, capsys):
 
 
 def test_one_file_holds_a_program_for_all_platforms(restorer, tmp_path):
-    import jax.export
-
     program_export.export_program(restorer, tmp_path / "all.jax", (32, 32))
     exported = jax.export.deserialize(bytearray((tmp_path / "all.jax").read_bytes()))
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}

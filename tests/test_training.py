@@ -218,8 +218,11 @@ def test_sigterm_to_the_workers_too_saves_and_exits_with_zero(bench, tmp_path):
 def test_full_disk_keeps_the_last_checkpoint(bench, uninterrupted, tmp_path):
     """Files may not grow beyond 100 kB, as under a quota; then the limit is lifted."""
     workdir = tmp_path / "run"
-    last = shutil.ignore_patterns(str(STEPS), "model", "results")  # as after step 9
+    # As if killed after step 10: checkpoints up to step 9.
+    last = shutil.ignore_patterns(str(STEPS), "model", "results", "metrics.jsonl")
     shutil.copytree(uninterrupted, workdir, ignore=last)
+    lines = [line for line in _lines(uninterrupted) if line["step"] <= 10]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     kept = sorted(path.name for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
     def limit() -> None:
