@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cotir_jax import cli_bench, cli_checkpoints, cli_explain, cli_restore, errors
+from cotir_jax import files
+from cotir_jax.commands import bench, convert, explain, restore
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; exits with 0 only on success."""
     args = _parser().parse_args(argv)
-    with errors.one_line(args.debug):
+    with files.one_line(args.debug):
         args.run(args)
 
 
@@ -20,16 +21,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("cotir", description="Restore photos; build and score tests.")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="command")
-    cli_restore.add_restore(commands)
-    cli_restore.add_demo(commands)
-    cli_restore.add_export_program(commands)
-    cli_explain.add_explain(commands)
-    cli_explain.add_calibrate(commands)
+    restore.add_restore(commands)
+    restore.add_demo(commands)
+    restore.add_export_program(commands)
+    explain.add_explain(commands)
+    explain.add_calibrate(commands)
     _add_evaluate(commands)
     _add_fit_niqe(commands)
-    cli_bench.add_bench(commands)
-    cli_checkpoints.add_convert(commands)
-    cli_checkpoints.add_export(commands)
+    bench.add_bench(commands)
+    convert.add_convert(commands)
+    convert.add_export(commands)
     verify = commands.add_parser("verify", help="reproduce the release's golden numbers")
     verify.add_argument("folder", type=Path)
     verify.set_defaults(run=_verify)
@@ -76,7 +77,7 @@ def _add_fit_niqe(commands) -> None:
 
 
 def _verify(args: argparse.Namespace) -> None:
-    from cotir_jax import verify
+    from cotir_jax.commands import verify
 
     failed = 0
     for check in verify.verify(args.folder):
@@ -88,7 +89,8 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from cotir_jax import evaluate, report, scores
+    from cotir_jax.scoring import report, scores
+    from cotir_jax.scoring import summary as evaluate
 
     hq = args.hq or (args.jsonl and args.jsonl.parent / "hq")
     if hq is None:
@@ -116,14 +118,14 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _fit_niqe(args: argparse.Namespace) -> None:
-    from cotir_jax import no_reference_metrics
     from cotir_jax.bench.photos import trimmed_photo
-    from cotir_jax.pictures import list_pictures
+    from cotir_jax.images.pictures import list_pictures
+    from cotir_jax.scoring import no_reference
 
     photos = (trimmed_photo(path) for path in list_pictures(args.photos))
     source = args.source or args.photos.resolve().name
-    fitted = no_reference_metrics.fit_niqe(photos, source)
-    no_reference_metrics.save_niqe_parameters(fitted, args.out)
+    fitted = no_reference.fit_niqe(photos, source)
+    no_reference.save_niqe_parameters(fitted, args.out)
     print(f"{fitted.source} -> {args.out}")
 
 

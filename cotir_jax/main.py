@@ -16,23 +16,21 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from cotir_jax import (
-    compile_report,
-    distributed,
-    errors,
-    evaluate,
-    partitioning,
-    restore,
-    run_config,
-    training_loop,
-)
+from cotir_jax import files
 from cotir_jax.bench.build import build_bench
 from cotir_jax.bench.composites import folder_name
 from cotir_jax.bench.plan import make_plan
+from cotir_jax.compiling import report
 from cotir_jax.data.fresh_samples import FreshSamples
 from cotir_jax.data.mixing import shares_of
-from cotir_jax.pictures import contact_sheet, load_picture, save_picture
-from cotir_jax.restore_split import restore_listing
+from cotir_jax.images.pictures import contact_sheet, load_picture, save_picture
+from cotir_jax.parallel import processes
+from cotir_jax.parallel.sharding import make_mesh
+from cotir_jax.restoring.restorer import Restorer
+from cotir_jax.restoring.test_split import restore_listing
+from cotir_jax.scoring import summary
+from cotir_jax.training import loop
+from cotir_jax.training.config import check_config, check_workdir
 
 # Fields of `config.bench` that name folders; empty: none.
 _FOLDERS = ("photos", "test_photos", "depth", "rain_masks", "snow_masks")
@@ -71,21 +69,19 @@ def main(argv: list[str]) -> None:
     if _OPTIMIZATION_LEVEL.value:
         jax.config.update("jax_optimization_level", _OPTIMIZATION_LEVEL.value)
     if _MODE.value == "compile":
-        with errors.one_line(_DEBUG.value):
-            result = compile_report.report(
-                _CONFIG.value, _TOPOLOGY.value, _NUM_SLICES.value, _STAGE.value
-            )
+        with files.one_line(_DEBUG.value):
+            result = report.report(_CONFIG.value, _TOPOLOGY.value, _NUM_SLICES.value, _STAGE.value)
         print(json.dumps(result))
         sys.exit(0 if result["fits"] else 1)
-    with distributed.leaving_together(), errors.one_line(_DEBUG.value):
-        distributed.initialize(
-            distributed.find_place(
+    with processes.leaving_together(), files.one_line(_DEBUG.value):
+        processes.initialize(
+            processes.find_place(
                 _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
             )
         )
         config, workdir = _CONFIG.value, Path(_WORKDIR.value)
         start = time.monotonic()
-        run_config.check_config(config)
+        check_config(config)
         data_dir = Path(config.data.dir) if config.data.dir else build_data(config, workdir)
         try:
             fresh = None
@@ -94,8 +90,8 @@ def main(argv: list[str]) -> None:
                 data = config.data
                 sizes = tuple(data.fresh_sizes)
                 fresh = FreshSamples(plan, sizes, data.recoloured, data.drawn)
-            result = training_loop.run_training(config, workdir, data_dir, fresh)
-        except training_loop.Interrupted as interrupted:
+            result = loop.run_training(config, workdir, data_dir, fresh)
+        except loop.Interrupted as interrupted:
             print_result({"interrupted": str(interrupted)})
             sys.exit(0)
         if config.evaluate.enabled:
@@ -106,7 +102,7 @@ def main(argv: list[str]) -> None:
 
 def print_result(result: dict) -> None:
     """The JSON line at the end, once for all processes."""
-    if distributed.is_first():
+    if processes.is_first():
         print(json.dumps(result))
 
 
@@ -117,8 +113,8 @@ def build_data(config, workdir: Path) -> Path:
         # Building takes minutes; what is wrong with the shares is known before.
         trained = [folder_name(name) for name in make_plan(**options).names["train"]]
         shares_of(trained, tuple(config.data.shares))
-    run_config.check_workdir(config, workdir)
-    while not distributed.is_first() and not out.exists():
+    check_workdir(config, workdir)
+    while not processes.is_first() and not out.exists():
         time.sleep(0.5)
     if not out.exists():
         build_bench(out, **options, workers=config.bench.workers or None)
@@ -138,8 +134,8 @@ def evaluate_run(config, workdir: Path, data_dir: Path) -> dict:
 
     Each process restores a part of the split with its own devices; process 0 scores all.
     """
-    mesh = partitioning.make_mesh({"fsdp": -1}, jax.local_devices())
-    restorer = restore.Restorer.load(workdir / "model", mesh)
+    mesh = make_mesh({"fsdp": -1}, jax.local_devices())
+    restorer = Restorer.load(workdir / "model", mesh)
     test, results, prompts = data_dir / "test", workdir / "results", config.evaluate.prompts
     lines = (test / "test.jsonl").read_text().splitlines()
     part = jax.process_index(), jax.process_count()
@@ -149,16 +145,16 @@ def evaluate_run(config, workdir: Path, data_dir: Path) -> dict:
         ),
         total=len(lines) // part[1],
         unit="picture",
-        disable=None if distributed.is_first() else True,
+        disable=None if processes.is_first() else True,
     ):
         pass
-    distributed.wait_for_all("test split restored")
-    if not distributed.is_first():
+    processes.wait_for_all("test split restored")
+    if not processes.is_first():
         return {}
-    scores = evaluate.evaluate(
+    scores = summary.evaluate(
         test / "hq", results / prompts, lq=test / "lq", jsonl=test / "test.jsonl"
     )
-    print(evaluate.format_table(scores))
+    print(summary.format_table(scores))
     write_sheet(test, results / prompts, workdir / "before_after.png", lines)
     return {"evaluated": scores}
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from xla_flags import xla_flags
+from support.xla_flags import xla_flags
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two test processes at a time
@@ -26,9 +26,9 @@ def one_device():
     """A mesh of one device: with all eight each picture's crops are filled up to eight."""
     import jax
 
-    from cotir_jax import partitioning
+    from cotir_jax.parallel.sharding import make_mesh
 
-    return partitioning.make_mesh({}, jax.devices()[:1])
+    return make_mesh({}, jax.devices()[:1])
 
 
 @pytest.fixture(scope="session")
@@ -59,6 +59,6 @@ def manifests() -> Path:
 @pytest.fixture
 def few_blocks(monkeypatch):
     """A head of few blocks a level compiles in less than half the time of sixteen in all."""
-    from cotir_jax.models import detail
+    from cotir_jax.models import nano_head
 
-    monkeypatch.setattr(detail, "BLOCKS", (1, 2, 1, 2))
+    monkeypatch.setattr(nano_head, "BLOCKS", (1, 2, 1, 2))

@@ -17,12 +17,12 @@ from flax import nnx
 from PIL import Image
 from scipy import stats
 from skimage import data
-from xla_flags import xla_flags
+from support.xla_flags import xla_flags
 
 from cotir_jax.bench.plan import Sample, make_plan
-from cotir_jax.models import detail, pipeline
+from cotir_jax.images.pictures import encode_png
+from cotir_jax.models import nano_head, pipeline
 from cotir_jax.models.presets import preset
-from cotir_jax.pictures import encode_png
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 CASES = {
@@ -165,10 +165,10 @@ def test_floors_are_tried_as_the_head_applies_them(monkeypatch):
     import nano_floors
 
     tried = 0.5, 6.0  # of luma, of colour; one below and one above a grey level
-    head = detail.DetailHead(preset("nano"), rngs=nnx.Rngs(0))
+    head = nano_head.DetailHead(preset("nano"), rngs=nnx.Rngs(0))
     head.floor.bias[...] = jnp.log(jnp.array(tried))
     change = np.random.default_rng(0).normal(0, 4, (16, 24, 3))  # grey levels
-    luma = (change @ np.array(detail.LUMA))[..., None]
+    luma = (change @ np.array(nano_head.LUMA))[..., None]
     parts = zip((luma, change - luma), tried, strict=True)
     expected = sum(nano_floors._above_floor(part, floor) for part, floor in parts)
     cells = einops.rearrange(change * 2 / 255, "(h i) (w j) c -> 1 h w (i j c)", i=4, j=4)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from xla_flags import xla_flags
+from support.xla_flags import xla_flags
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 nbclient = pytest.importorskip("nbclient", reason="nbclient, which runs notebooks, is absent")

@@ -13,12 +13,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-import cotir_jax
 from cotir_jax.bench.composites import folder_name
 from cotir_jax.bench.photos import PhotoPath, fingerprint, trimmed_photo
 from cotir_jax.bench.plan import (
@@ -131,7 +131,7 @@ def _describe(plan: Plan, file_format: str) -> dict[str, Any]:
         "snow_masks": plan.maps.snow_masks,
     }
     return {
-        "version": cotir_jax.__version__,
+        "version": version("cotir_jax"),
         "file_format": file_format,
         "samples_per_shard": _SHARD_SAMPLES,
         "samples_per_degradation": plan.counts["train"],

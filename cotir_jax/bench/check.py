@@ -18,7 +18,7 @@ from tqdm import tqdm
 from cotir_jax.bench.pool import Spread, spread_over
 from cotir_jax.bench.records import is_data_set, open_split, read_info
 from cotir_jax.bench.shards import FIELDS, TEST_FIELDS, read_shard
-from cotir_jax.bench.thoughts import parse_thoughts
+from cotir_jax.bench.words.thoughts import parse_thoughts
 
 _NOT_DEGRADATIONS = ("prompts", "test", "image", "rows", "cotir_bench", "downloads")
 _MOST_PROBLEMS = 1000

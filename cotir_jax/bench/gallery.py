@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw
 from cotir_jax.bench.composites import SEEN, SINGLES, UNSEEN, apply_chain, sample_chain
 from cotir_jax.bench.degradations.processing import load_font
 from cotir_jax.bench.photos import find_photos, trimmed_photo
-from cotir_jax.pictures import PICTURE_SUFFIXES, contact_sheet, save_picture
+from cotir_jax.images.pictures import PICTURE_SUFFIXES, contact_sheet, save_picture
 
 _SEVERITIES = {"mild": 1 / 6, "moderate": 1 / 2, "severe": 5 / 6}
 _COMPOSITE_SEVERITY = 0.45

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from cotir_jax.pictures import PICTURE_SUFFIXES, list_pictures, load_picture
+from cotir_jax.images.pictures import PICTURE_SUFFIXES, list_pictures, load_picture
 
 
 class Maps(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from cotir_jax.pictures import PICTURE_SUFFIXES, list_pictures, load_picture
+from cotir_jax.images.pictures import PICTURE_SUFFIXES, list_pictures, load_picture
 
 # Photographs inside scikit-image's wheel. No two of one subject stand on both sides.
 BUNDLED_TRAIN = (

@@ -31,10 +31,10 @@ from cotir_jax.bench.photos import (
     recolour,
     trimmed_photo,
 )
-from cotir_jax.bench.phrases import prompt_files
-from cotir_jax.bench.scene_writer import SceneWriter
-from cotir_jax.bench.thoughts import write_meta
-from cotir_jax.pictures import encode_png
+from cotir_jax.bench.words.phrases import prompt_files
+from cotir_jax.bench.words.scene_writer import SceneWriter
+from cotir_jax.bench.words.thoughts import write_meta
+from cotir_jax.images.pictures import encode_png
 
 SPLITS = ("train", "test")
 NAMED_SETS: dict[str, tuple[str, ...]] = {

@@ -23,15 +23,14 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from cotir_jax import partitioning
+from cotir_jax.checkpoints.arrays import restore
 from cotir_jax.checkpoints.new_folder import new_folder
-from cotir_jax.checkpoints.restoring import restore
-from cotir_jax.models import autoencoder as autoencoders
-from cotir_jax.models import presets
+from cotir_jax.models import autoencoder, presets
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.lora import AdapterParam
-from cotir_jax.models.text import clip, qwen3, t5
+from cotir_jax.models.text_encoders import clip, qwen3, t5
 from cotir_jax.models.transformer import Transformer, make_transformer
+from cotir_jax.parallel.sharding import Rules, shardings
 
 # Weights that ship with the package.
 PACKAGED = Path(__file__).parent.parent / "weights"
@@ -154,7 +153,7 @@ def root(folder: Path) -> Path:
 def load_model(
     folder: Path,
     mesh: Mesh,
-    rules: partitioning.Rules,
+    rules: Rules,
     config: presets.CoTIRConfig | None = None,
 ) -> Transformer:
     """Restores a model folder onto a mesh; each device reads its own part.
@@ -198,11 +197,11 @@ def load_autoencoder(folder: Path, mesh: Mesh) -> Autoencoder | PatchAutoencoder
         return PatchAutoencoder(config.patch)
     base = root(folder)
     sizes = _part_config(base, "autoencoder", description(base).get("autoencoder"))
-    own = _rebuilt(base, autoencoders.from_dict, sizes)
+    own = _rebuilt(base, autoencoder.from_dict, sizes)
     return _load_part(base, "autoencoder", lambda: Autoencoder(own, rngs=nnx.Rngs(0)), mesh, ())
 
 
-def load_text_encoder(folder: Path, kind: str, mesh: Mesh, rules: partitioning.Rules) -> nnx.Module:
+def load_text_encoder(folder: Path, kind: str, mesh: Mesh, rules: Rules) -> nnx.Module:
     """A text encoder of a model folder, restored onto a mesh.
 
     Args:
@@ -271,19 +270,17 @@ def _load_part(
     part: str,
     make: Callable[[], Any],
     mesh: Mesh,
-    rules: partitioning.Rules,
+    rules: Rules,
 ) -> Any:
     structure, state = abstract(make)
     return _merge(structure, state, restore(folder / part, _targets(state, mesh, rules)))
 
 
-def _targets(
-    state: nnx.State, mesh: Mesh, rules: partitioning.Rules
-) -> dict[str, jax.ShapeDtypeStruct]:
+def _targets(state: nnx.State, mesh: Mesh, rules: Rules) -> dict[str, jax.ShapeDtypeStruct]:
     placed = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         state,
-        partitioning.shardings(state, mesh, rules),
+        shardings(state, mesh, rules),
     )
     return {name: variable.get_value() for name, variable in flat(placed).items()}
 

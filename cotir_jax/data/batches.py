@@ -18,7 +18,7 @@ from cotir_jax.data.mixing import locate, shares_of
 from cotir_jax.data.prompts import check_vague_schedule, choose_prompt, vague_probability
 from cotir_jax.data.samples import CorruptSample, Texts, crop_pair, read_texts
 from cotir_jax.data.shard_index import ShardIndex
-from cotir_jax.data.tokenizers import TextTokenizer
+from cotir_jax.text.tokenizer import TextTokenizer
 
 _CROPS = 3  # see mixing.py
 _MAX_CORRUPT_SHARE = 0.01

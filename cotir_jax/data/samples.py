@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from cotir_jax.bench.thoughts import parse_thoughts
-from cotir_jax.pictures import load_picture
+from cotir_jax.bench.words.thoughts import parse_thoughts
+from cotir_jax.images.pictures import load_picture
 
 # What Pillow raises on broken files.
 _READ_ERRORS = (

@@ -1,0 +1,1 @@
+"""Models as Flax NNX modules and pure functions: transformers, autoencoders, text encoders."""

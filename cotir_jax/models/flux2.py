@@ -19,7 +19,6 @@ from flax import nnx
 
 from cotir_jax.models.adapter import CoTAdapter
 from cotir_jax.models.attention import attention
-from cotir_jax.models.detail import DetailHead
 from cotir_jax.models.layers import (
     FinalLayer,
     MLPEmbedder,
@@ -36,6 +35,7 @@ from cotir_jax.models.layers import (
     timestep_embedding,
 )
 from cotir_jax.models.lora import Linear, lora_fields
+from cotir_jax.models.nano_head import DetailHead
 from cotir_jax.models.presets import CoTIRConfig
 
 Angles = tuple[jax.Array, jax.Array]

@@ -12,9 +12,9 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
-from cotir_jax import partitioning
 from cotir_jax.models.lora import Linear
 from cotir_jax.models.presets import CoTIRConfig
+from cotir_jax.parallel.sharding import keep_batch_split
 
 REMAT_POLICIES = {
     "none": jax.checkpoint_policies.everything_saveable,
@@ -243,7 +243,7 @@ def scan_blocks(blocks: Any, carry: Any, *broadcast: Any, remat: str, per_layer:
     def body(carry: Any, layer: tuple[Any, Any]) -> tuple[Any, None]:
         state, item = layer
         items = () if item is None else (item,)
-        carry = partitioning.keep_batch_split(carry)
+        carry = keep_batch_split(carry)
         return nnx.merge(graphdef, state)(carry, *broadcast, *items), None
 
     if remat != "none":

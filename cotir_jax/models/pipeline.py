@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cotir_jax import sampling
+from cotir_jax.models import sampling
 from cotir_jax.models.autoencoder import AUTOENCODERS, Autoencoder, PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.models.transformer import Text, Transformer, condition_reference, predict

@@ -10,7 +10,7 @@ from einops import rearrange
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jax.sharding import PartitionSpec
 
-from cotir_jax import partitioning
+from cotir_jax.parallel.sharding import BATCH_AXES, batch_parts
 
 # Rows of queries and keys that one step of the kernel works on lie between these; the chip's vector
 # registers hold 128 numbers side by side.
@@ -51,7 +51,7 @@ def splash_attention(
         return own_part(query, key, value)
     batch, _, heads, _ = query.shape
     spec = PartitionSpec(
-        partitioning.BATCH_AXES if batch % partitioning.batch_parts() == 0 else None,
+        BATCH_AXES if batch % batch_parts() == 0 else None,
         None,
         "tensor" if heads % mesh.shape["tensor"] == 0 else None,
         None,

@@ -67,7 +67,7 @@ def run(command: list[str]) -> tuple[float, float, float]:
 
 def largest_stacked(model: str) -> int:
     """Bytes of the largest array of the model in bfloat16."""
-    from cotir_jax.checkpoints.parts import transformer_variables
+    from cotir_jax.conversion.parts import transformer_variables
     from cotir_jax.models.presets import preset
 
     return max(2 * math.prod(v.shape) for v in transformer_variables(preset(model)).values())

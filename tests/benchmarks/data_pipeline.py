@@ -25,7 +25,7 @@ from cotir_jax.bench.build import build_bench
 from cotir_jax.data.batches import Stage, stage_batches
 from cotir_jax.data.mixing import locate
 from cotir_jax.data.shard_index import ShardIndex
-from cotir_jax.data.tokenizers import TextTokenizer
+from cotir_jax.text.tokenizer import TextTokenizer
 
 TOKENIZER = Path(__file__).parents[2] / "cotir_jax" / "weights" / "minilm" / "tokenizer.json"
 

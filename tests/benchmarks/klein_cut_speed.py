@@ -23,13 +23,15 @@ import numpy as np
 import torch
 from flax import nnx
 
-from cotir_jax import train
-from cotir_jax.checkpoints.fill import fill
-from cotir_jax.checkpoints.names import flux2 as names
+from cotir_jax.conversion.fill import fill
+from cotir_jax.conversion.names import flux2 as names
 from cotir_jax.models import flux2
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig, preset
 from cotir_jax.models.transformer import Text, make_transformer, predict
+from cotir_jax.training.settings import TrainSettings
+from cotir_jax.training.state import init_state
+from cotir_jax.training.step import update
 
 
 def config_of(dtype: str) -> CoTIRConfig:
@@ -190,8 +192,8 @@ def main() -> None:
         optimizer.step()
         return loss.item()
 
-    settings = train.TrainSettings(warmup_steps=1)
-    frozen, state = train.init_state(model, PatchAutoencoder(16), settings, seed=0)
+    settings = TrainSettings(warmup_steps=1)
+    frozen, state = init_state(model, PatchAutoencoder(16), settings, seed=0)
     inputs = {
         "latents": latents,
         "condition": condition,
@@ -201,7 +203,7 @@ def main() -> None:
         "group": np.zeros(1, np.int32),
     }
     inputs |= {name: jnp.zeros((1, 1, 1)) for name in ("scene", "degradation", "plan")}
-    step = jax.jit(train.update)
+    step = jax.jit(update)
     losses = []
 
     def ours_step():

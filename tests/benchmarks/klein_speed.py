@@ -33,7 +33,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from cotir_jax.throughput import peak_flops
+from cotir_jax.training.throughput import peak_flops
 
 SIDES = {"cotir_jax": "klein_speed_jax.py", "diffusers": "klein_speed_torch.py"}
 SMALL = (

@@ -15,11 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cotir_jax import compiled_program, flops, partitioning, train
-from cotir_jax.models import pipeline
+from cotir_jax.compiling.program import memory
+from cotir_jax.models import flops, pipeline
 from cotir_jax.models.autoencoder import AUTOENCODERS, PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig, preset
 from cotir_jax.models.transformer import Text, make_transformer, predict
+from cotir_jax.parallel.sharding import RULES, make_mesh, shardings
+from cotir_jax.training.settings import TrainSettings
+from cotir_jax.training.state import Frozen, TrainState, init_state
+from cotir_jax.training.step import check_finite, train_step, update
 
 # Parts of `flops.training_step`.
 TRANSFORMER = ("embed", "double", "adapter", "single", "final")
@@ -48,7 +52,7 @@ def randomised(weights: nnx.State, key: jax.Array) -> nnx.State:
 def builder(config: CoTIRConfig, mesh: jax.sharding.Mesh):
     """The compiled program that makes weights and state on the device, and its shardings."""
 
-    def fresh() -> tuple[train.Frozen, train.TrainState]:
+    def fresh() -> tuple[Frozen, TrainState]:
         # This generator compiles in a fraction of the default's time.
         key = jax.random.key(0, impl="unsafe_rbg")
         rngs = nnx.Rngs(key)
@@ -60,9 +64,9 @@ def builder(config: CoTIRConfig, mesh: jax.sharding.Mesh):
             if config.adapter_depth
             else PatchAutoencoder(config.patch)  # latents are at hand
         )
-        return train.init_state(model, autoencoder, train.TrainSettings(), seed=0)
+        return init_state(model, autoencoder, TrainSettings(), seed=0)
 
-    placement = partitioning.shardings(jax.eval_shape(fresh), mesh, partitioning.RULES)
+    placement = shardings(jax.eval_shape(fresh), mesh, RULES)
     return jax.jit(fresh, out_shardings=placement), placement
 
 
@@ -121,7 +125,7 @@ def measure(call: Callable[[], object], turns: int) -> dict[str, float]:
 def compiled(function, *args, **options) -> tuple[jax.stages.Compiled, dict[str, float]]:
     start = time.perf_counter()
     program = jax.jit(function, **options).lower(*args).compile()
-    used = compiled_program.memory(program)
+    used = memory(program)
     return program, {
         "compile_seconds": round(time.perf_counter() - start, 1),
         "memory_gb": round(used.total / 1e9, 3),
@@ -133,7 +137,7 @@ def step(config: CoTIRConfig, size: int, batch: int, turns: int, mesh) -> dict:
     fresh, placement = builder(config, mesh)
     frozen, state = fresh()
     whole = bool(config.adapter_depth)
-    function = train.train_step if whole else train.update
+    function = train_step if whole else update
     inputs = (random_batch if whole else random_latents)(config, size, batch)
     program, cost = compiled(
         function, frozen, state, inputs,
@@ -150,7 +154,7 @@ def step(config: CoTIRConfig, size: int, batch: int, turns: int, mesh) -> dict:
     parts = flops.training_step(config, batch, size)
     if not whole:
         parts = {name: parts[name] for name in TRANSFORMER}
-    train.check_finite(jax.device_get(latest["metrics"]), turns)
+    check_finite(jax.device_get(latest["metrics"]), turns)
     return {**times, **cost, "flops": flops.total(parts)}
 
 
@@ -257,7 +261,7 @@ def main() -> None:
     device = jax.devices()[0]
     if device.platform == "cpu" and not job["small"]:
         sys.exit("JAX finds no accelerator: run with --small")
-    mesh = partitioning.make_mesh({}, [device])
+    mesh = make_mesh({}, [device])
     steps = job["remat"]
     # One after the other, so that at any time the device holds the weights of one of them.
     with jax.set_mesh(mesh):

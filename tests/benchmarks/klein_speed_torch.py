@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cotir_jax import flops
+from cotir_jax.models import flops
 from cotir_jax.models.presets import CoTIRConfig, preset
 
 

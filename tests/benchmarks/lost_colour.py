@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from cotir_jax import image_metrics
-from cotir_jax.pictures import load_picture
-from cotir_jax.restore import Restorer
+from cotir_jax.images.pictures import load_picture
+from cotir_jax.restoring.restorer import Restorer
+from cotir_jax.scoring import full_reference
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -64,7 +64,7 @@ def main() -> None:
         restored = restorer.pixels(lq, sample["spe_prompt"])
         kept = with_luma(restored, lq)
         tried = lq, restored, rounded(kept), rounded_to_luma(kept)
-        row = [image_metrics.ssim(picture, hq) for picture in tried]
+        row = [full_reference.ssim(picture, hq) for picture in tried]
         rows.append([*row, ssim_rgb(lq, hq), ssim_rgb(restored, hq)])
     means = " ".join(f"{mean:.5f}" for mean in np.mean(rows, axis=0))
     what = "input, restored, with input luma, nearest to it; RGB: input, restored"

@@ -21,15 +21,16 @@ import numpy as np
 from flax import nnx
 from scipy import ndimage
 
-from cotir_jax import image_metrics, text
 from cotir_jax.bench.composites import SEEN, SINGLES, folder_name, parts_of
 from cotir_jax.bench.plan import Plan, make_plan, make_sample, prompts_of
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.data.fresh_samples import COLOURLESS
 from cotir_jax.data.prompts import VAGUE_FILE
-from cotir_jax.models.detail import FLOOR_REST, FLOOR_WINDOW, LUMA
-from cotir_jax.pictures import load_picture
-from cotir_jax.restore import Restorer
+from cotir_jax.images.pictures import load_picture
+from cotir_jax.models.nano_head import FLOOR_REST, FLOOR_WINDOW, LUMA
+from cotir_jax.restoring.restorer import Restorer
+from cotir_jax.scoring import full_reference
+from cotir_jax.text.encoders import encode_prompts
 
 FLOORS = (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 8, 11, 15, 20, 30, 60)
 VAGUE = (1.5, 1.5)
@@ -56,8 +57,8 @@ def best_floors(restorer: Restorer, plan: Plan, name: str, samples: int) -> tupl
         for clean, degraded, *parts in pictures:
             kept = sum(map(_above_floor, parts, floors))
             result = np.rint(np.clip(degraded + kept, 0, 255)).astype(np.uint8)
-            total += image_metrics.psnr(result, clean)
-            total += DECIBELS_PER_SSIM * image_metrics.ssim(result, clean)
+            total += full_reference.psnr(result, clean)
+            total += DECIBELS_PER_SSIM * full_reference.ssim(result, clean)
         return total
 
     # One floor for both, then each in turn.
@@ -105,7 +106,7 @@ def prompts_with_floors(
 def embed(restorer: Restorer, prompts: list[str]) -> np.ndarray:
     """Mean embeddings `[prompts, channels]`."""
     parts = [prompts[start : start + 256] for start in range(0, len(prompts), 256)]
-    found = [text.encode_prompts(restorer.encoders, part).embeddings for part in parts]
+    found = [encode_prompts(restorer.encoders, part).embeddings for part in parts]
     return np.concatenate([np.asarray(part, np.float64).mean(axis=1) for part in found])
 
 

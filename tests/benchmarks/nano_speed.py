@@ -14,18 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cotir_jax import train
 from cotir_jax.models import presets
 from cotir_jax.models.pipeline import make_autoencoder
 from cotir_jax.models.transformer import make_transformer
-from cotir_jax.restore import Restorer
+from cotir_jax.restoring.restorer import Restorer
+from cotir_jax.training.settings import TrainSettings
+from cotir_jax.training.state import init_state
+from cotir_jax.training.step import train_step
 
 
 def training(batch_size: int, patch: int) -> None:
     config = presets.preset("nano")
-    settings = train.TrainSettings(trainable="all", full_noise=0.7, ema_decay=0.99)
+    settings = TrainSettings(trainable="all", full_noise=0.7, ema_decay=0.99)
     frozen, state = jax.jit(
-        lambda: train.init_state(
+        lambda: init_state(
             make_transformer(config, rngs=(rngs := nnx.Rngs(0))),
             make_autoencoder(config, rngs=rngs),
             settings,
@@ -39,7 +41,7 @@ def training(batch_size: int, patch: int) -> None:
     for name in ("prompt", "scene", "degradation", "plan"):
         batch[name] = rng.normal(size=text).astype(jnp.bfloat16)
     batch["group"] = np.zeros(batch_size, np.int32)
-    step = jax.jit(train.train_step, donate_argnums=1).lower(frozen, state, batch).compile()
+    step = jax.jit(train_step, donate_argnums=1).lower(frozen, state, batch).compile()
     flops = step.cost_analysis()["flops"]
     seconds = []
     for _ in range(6):

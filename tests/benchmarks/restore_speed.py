@@ -3,7 +3,7 @@
     python tests/benchmarks/restore_speed.py [--model-dir nano] [--steps 1,2,4,5,20] [--jsonl FILE]
 
 Quality: means over the pictures of the split, precise prompts, against the clean ones; definitions
-in `cotir_jax.scores.METRICS`. By default the split is built from scikit-image's photographs: two
+in `cotir_jax.scoring.scores.METRICS`. By default the split is built from scikit-image:  two
 pictures of 256x256 for each degradation and composite that nano was trained on. Time: seconds for
 one picture of 512x512, compiled, median of five in turns with the other numbers of steps.
 """
@@ -17,10 +17,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cotir_jax import evaluate, scores
 from cotir_jax.bench.build import build_bench
-from cotir_jax.restore import Restorer
-from cotir_jax.restore_split import restore_listing
+from cotir_jax.restoring.restorer import Restorer
+from cotir_jax.restoring.test_split import restore_listing
+from cotir_jax.scoring import scores, summary
 
 METRICS = ("psnr", "ssim", "ms_ssim", "ciede2000", "niqe_refit", "piqe")
 
@@ -71,8 +71,8 @@ def main() -> None:
     titles = [scores.METRICS[name].title for name in METRICS]
     print("| steps | seconds | " + " | ".join(titles) + " |\n|" + "---|" * (len(METRICS) + 2))
     for method in (scores.INPUT, *results):
-        values = [evaluate.mean(scored.values[method][name]) for name in METRICS]
-        means = [evaluate.figure(name, value) for name, value in zip(METRICS, values, strict=True)]
+        values = [summary.mean(scored.values[method][name]) for name in METRICS]
+        means = [summary.figure(name, value) for name, value in zip(METRICS, values, strict=True)]
         taken = "-" if method == scores.INPUT else f"{seconds[method]:.2f}"
         print(f"| {method} | {taken} | " + " | ".join(means) + " |")
 

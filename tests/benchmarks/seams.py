@@ -13,9 +13,10 @@ import sys
 import numpy as np
 from flax import nnx
 
-from cotir_jax import image_metrics, tiling
-from cotir_jax.models import detail
-from cotir_jax.restore import Restorer
+from cotir_jax.images import tiling
+from cotir_jax.models import nano_head
+from cotir_jax.restoring.restorer import Restorer
+from cotir_jax.scoring import full_reference
 
 HEIGHT, WIDTH = 512, 768
 
@@ -38,7 +39,7 @@ def main() -> None:
     near, meets = np.zeros(WIDTH - 1, bool), np.zeros(WIDTH - 1, bool)
     for edge in {*lefts[1:], *(left + tile for left in lefts[:-1])}:
         near[max(0, edge - 2) : edge + 1] = True
-    cell = detail.CELL if restorer.config.detail_channels else patch
+    cell = nano_head.CELL if restorer.config.detail_channels else patch
     meets[cell - 1 :: cell] = True
     print("| sky | window borders | elsewhere | cell borders | within cells |\n|" + 5 * "---|")
     for name, sky in skies().items():
@@ -51,7 +52,8 @@ def main() -> None:
     model.config = dataclasses.replace(restorer.config, tile=384)
     wide = Restorer(model, autoencoder, restorer.encoders, restorer.mesh)
     print(
-        f"384 pixels at once: {image_metrics.psnr(wide.pixels(dark), restorer.pixels(dark)):.1f} dB"
+        "384 pixels at once: "
+        f"{full_reference.psnr(wide.pixels(dark), restorer.pixels(dark)):.1f} dB"
     )
 
 

@@ -7,13 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from cotir_jax.bench.degradations.filters import (
-    GAMMA,
-    guided_filter,
-    luma,
-    resize,
-    smooth_noise,
-)
+from cotir_jax.bench.degradations.filters import GAMMA, guided_filter, luma, resize, smooth_noise
 from cotir_jax.bench.degradations.ranges import draw
 
 

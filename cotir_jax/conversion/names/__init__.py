@@ -1,0 +1,1 @@
+"""Name tables: each published tensor's name and its place in our models."""

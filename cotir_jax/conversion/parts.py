@@ -1,0 +1,227 @@
+"""The parts of a model folder: which published tensors fill them, checked before any is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from cotir_jax.checkpoints import model_folder
+from cotir_jax.conversion.merge_lora import bias_rows
+from cotir_jax.conversion.name_tables import Source, Table, account
+from cotir_jax.conversion.names import adapter, flux1, flux2
+from cotir_jax.conversion.names import autoencoder as autoencoder_names
+from cotir_jax.conversion.names import text as text_names
+from cotir_jax.conversion.published_folder import config_beside, kind_of
+from cotir_jax.conversion.torch_files import DTYPES, Tensors
+from cotir_jax.models import autoencoder as autoencoders
+from cotir_jax.models.autoencoder import Autoencoder
+from cotir_jax.models.presets import PRESETS, CoTIRConfig
+from cotir_jax.models.text_encoders import clip, qwen3, t5
+from cotir_jax.models.transformer import make_transformer
+
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_FROM_TRANSFORMERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "qwen3": qwen3.from_transformers,
+    "t5": t5.from_transformers,
+    "clip": clip.from_transformers,
+}
+_TEXT_TABLES: dict[str, Callable[..., Table]] = {
+    "qwen3": text_names.qwen3,
+    "t5": text_names.t5,
+    "clip": text_names.clip,
+}
+
+
+class File(NamedTuple):
+    """A published checkpoint and the names that it should hold.
+
+    Attributes:
+      kind: as `published_folder.kind_of` names it.
+      table: its names.
+      tensors: what it holds.
+    """
+
+    kind: str
+    table: Table
+    tensors: Tensors
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One checkpoint of a model folder.
+
+    Attributes:
+      name: its folder: "weights", "autoencoder", "qwen3", "t5" or "clip".
+      config: sizes, a dataclass.
+      files: where its arrays come from.
+      variables: abstract, by path.
+      fresh: rows whose files are absent: these arrays start as training does.
+    """
+
+    name: str
+    config: Any
+    files: Sequence[File]
+    variables: Mapping[str, nnx.Variable]
+    fresh: Sequence[Source] = ()
+
+    @property
+    def rows(self) -> list[tuple[Source, File]]:
+        return [(row, file) for file in self.files for row in file.table.rows]
+
+
+def transformer_part(config: CoTIRConfig, found: Mapping[str, Tensors]) -> Part:
+    """Transformer, LoRA and adapter; the last two may be absent."""
+    files = [
+        File(kind, transformer_table(config, kind, found[kind]), found[kind])
+        for kind in ("transformer", "lora", "cot_adapter")
+        if kind in found
+    ]
+    absent = [adapter.lora(config)] if "lora" not in found and config.lora_rank else []
+    absent += [adapter.cot_adapter(config)] if "cot_adapter" not in found else []
+    fresh = [row for table in absent for row in table.rows]
+    return Part("weights", config, files, transformer_variables(config), fresh)
+
+
+def transformer_table(config: CoTIRConfig, kind: str, tensors: Tensors) -> Table:
+    """Names of one of the three files of a CoTIR, in the spelling that the file has."""
+    if kind == "lora":
+        return adapter.lora(config)
+    if kind == "cot_adapter":
+        return adapter.cot_adapter(config)
+    names = flux1 if config.family == "flux1" else flux2
+    known = kind_of(tensors)
+    table = names.diffusers(config) if known and known[1] else names.native(config)
+    if config.lora_bias:  # a transformer file that `cotir export --merged` wrote
+        return Table([*table.rows, *bias_rows(config)], table.unneeded)
+    return table
+
+
+def transformer_variables(config: CoTIRConfig) -> dict[str, nnx.Variable]:
+    """Abstract variables of a transformer by path."""
+    _, state = model_folder.abstract(lambda: make_transformer(config, rngs=nnx.Rngs(0)))
+    return model_folder.flat(state)
+
+
+def autoencoder_part(config: CoTIRConfig, tensors: Tensors) -> Part:
+    """The autoencoder; its sizes from a `config.json` beside it, or those of the release.
+
+    Raises:
+      ValueError: for an autoencoder that does not belong to the model.
+    """
+    fields = config_beside(tensors) or {}
+    known = kind_of(tensors)
+    diffusers = bool(known and known[1])
+    try:
+        if "_class_name" in fields:
+            sizes = autoencoders.config_from_diffusers(fields)
+        elif "ch_mult" in fields:
+            sizes = autoencoders.config_from_release(fields)
+        else:
+            sizes = autoencoders.AUTOENCODERS[config.autoencoder]
+    except ValueError as error:
+        raise ValueError(f"{tensors.path.parent / 'config.json'}: {error}") from None
+    channels = 4 * sizes.latent_channels
+    if sizes.kind != config.autoencoder or channels != config.in_channels:
+        raise ValueError(
+            f"{tensors.path}: a {sizes.kind} autoencoder with {channels} channels per token; "
+            f"{config.name} needs {config.autoencoder} with {config.in_channels}"
+        )
+    table = (autoencoder_names.diffusers if diffusers else autoencoder_names.native)(sizes)
+    _, state = model_folder.abstract(lambda: Autoencoder(sizes, rngs=nnx.Rngs(0)))
+    file = File("autoencoder", table, tensors)
+    return Part("autoencoder", sizes, [file], model_folder.flat(state))
+
+
+def text_part(config: CoTIRConfig, kind: str, tensors: Tensors, dtype: str | None) -> Part:
+    """A text encoder; its sizes from the `config.json` beside it.
+
+    Raises:
+      ValueError: without one, or for an encoder that does not belong to the model.
+    """
+    fields = config_beside(tensors)
+    path = tensors.path.parent / "config.json"
+    if fields is None:
+        raise ValueError(f"{path}: not there; fetch it too, it holds the text encoder's sizes")
+    try:
+        # Multimodal CLIP folders have the text encoder's fields one level below.
+        sizes = _FROM_TRANSFORMERS[kind](fields.get("text_config") or fields)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if dtype:
+        sizes = dataclasses.replace(sizes, param_dtype=dtype, dtype=dtype)
+    width = sizes.hidden_size if kind == "clip" else sizes.width
+    expected = config.pooled_channels if kind == "clip" else config.text_channels
+    if width != expected:
+        raise ValueError(
+            f"{tensors.path}: a {kind} text encoder of width {width}, {config.name} needs "
+            f"{expected}; pass the text encoder that belongs to it"
+        )
+    make, _ = model_folder.TEXT_ENCODERS[kind]
+    table = _TEXT_TABLES[kind](sizes, tensors.entries)
+    _, state = model_folder.abstract(lambda: make(sizes, rngs=nnx.Rngs(0)))
+    return Part(kind, sizes, [File(kind, table, tensors)], model_folder.flat(state))
+
+
+def check(parts: Sequence[Part]) -> None:
+    """Every tensor used once or unneeded by rule, every array filled once, shapes equal.
+
+    Raises:
+      ValueError: one line with the first problems of each file and how many there are.
+    """
+    lines, count = [], 0
+    for part in parts:
+        targets = {path: tuple(v.shape) for path, v in part.variables.items()}
+        filled = [row.path for row in part.fresh]
+        for file in part.files:
+            problems = account(file.table, file.tensors.shapes, targets)
+            hint = _hint(file) if problems and part.name == "weights" else ""
+            problems += _dtype_problems(file)
+            filled += [row.path for row in file.table.rows]
+            if problems:
+                count += len(problems)
+                more = "; ..." if len(problems) > 3 else ""
+                lines.append(f"{file.tensors.path}: {'; '.join(problems[:3])}{more}{hint}")
+        twice = {path for path in filled if filled.count(path) > 1}
+        unfilled = set(targets) - set(filled)
+        for what, paths in (("filled twice", twice), ("not filled", unfilled)):
+            count += len(paths)
+            lines += [f"{part.name}: {what}: {', '.join(sorted(paths)[:3])}"] if paths else []
+    if count:
+        raise ValueError(f"{count} tensors do not fit, nothing was written: {' | '.join(lines)}")
+
+
+def _dtype_problems(file: File) -> list[str]:
+    entries, problems = file.tensors.entries, []
+    for row in file.table.rows:
+        names = [name for layer in row.names for name in layer if name in entries]
+        dtypes = {entries[name].dtype for name in names}
+        wrong = [name for name in names if entries[name].dtype not in _FLOATS]
+        if wrong:
+            dtype = entries[wrong[0]].dtype
+            problems.append(f"{wrong[0]} is {dtype}, expected {' or '.join(_FLOATS)}")
+        elif len(dtypes) > 1 and file.kind in ("lora", "cot_adapter"):
+            problems.append(f"{names[0]} and its like in other layers are {sorted(dtypes)}")
+    return problems
+
+
+def _hint(file: File) -> str:
+    """Names the published model that the file does fit."""
+    for name, config in PRESETS.items():
+        if config.lora_rank == 0:
+            continue
+        targets = {path: tuple(v.shape) for path, v in transformer_variables(config).items()}
+        table = transformer_table(config, file.kind, file.tensors)
+        if not account(table, file.tensors.shapes, targets):
+            return f" (these are {name}'s sizes: --model={name})"
+    return ""
+
+
+def array_dtype(part: Part, row: Source, file: File) -> np.dtype:
+    """Dtype of an array in the model folder: LoRA's and the adapter's as on disk."""
+    if file.kind in ("lora", "cot_adapter"):
+        return DTYPES[file.tensors.entries[row.names[0][0]].dtype]
+    return np.dtype(part.variables[row.path].dtype)

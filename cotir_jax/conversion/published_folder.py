@@ -1,0 +1,172 @@
+"""What published files and folders hold: which parts of a model, known by their tensors' names."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cotir_jax.conversion.torch_files import Tensors, open_tensors
+
+# A tensor that only this kind of checkpoint has.
+_SIGNS = {
+    "transformer": r"double_blocks\.0\.img_attn\.qkv\.weight",
+    "transformer (diffusers)": r"transformer_blocks\.0\.attn\.to_q\.weight",
+    "autoencoder": r"encoder\.down\.0\.block\.0\.norm1\.weight",
+    "autoencoder (diffusers)": r"encoder\.down_blocks\.0\.resnets\.0\.norm1\.weight",
+    "qwen3": r"(model\.)?layers\.0\.self_attn\.q_norm\.weight",
+    "t5": r"encoder\.block\.0\.layer\.0\.SelfAttention\.q\.weight",
+    "clip": r"(text_model\.)?encoder\.layers\.0\.self_attn\.q_proj\.weight",
+    "cot_adapter": r"cot_adapter\.scale_degradation",
+    "lora": r"single_blocks\.0\.linear1\.lora_A\.weight",
+}
+# Files of a tokenizer, as transformers writes them.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "spiece.model",
+    "chat_template.jinja",
+)
+# What tells tokenizers apart: the class that `tokenizer_config.json` names, or a special token.
+_TOKENIZER_CLASSES = {"Qwen2": "qwen3", "T5": "t5", "CLIP": "clip"}
+_TOKENIZER_TOKENS = {"<|im_start|>": "qwen3", "<|startoftext|>": "clip", "</s>": "t5"}
+
+
+def kind_of(tensors: Tensors) -> tuple[str, bool] | None:
+    """Which part of a model it is.
+
+    Returns:
+      "transformer", "autoencoder", "qwen3", "t5", "clip", "lora" or "cot_adapter", and whether its
+      names are diffusers'; None for anything else.
+    """
+    for kind, sign in _SIGNS.items():
+        if any(re.fullmatch(sign, name) for name in tensors.entries):
+            return kind.removesuffix(" (diffusers)"), kind.endswith("(diffusers)")
+    return None
+
+
+def find(path: Path) -> dict[str, Tensors]:
+    """The parts of a model in a file, a folder, and the folders directly in it.
+
+    Native files, at the top, go before diffusers folders that hold the same.
+
+    Args:
+      path: file or folder.
+
+    Returns:
+      Checkpoints by kind.
+
+    Raises:
+      ValueError: for damaged files, nothing known, or two files for one part in the same folder.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ValueError(f"{path}: no such file or folder")
+    folders = [path] if path.is_file() else [path, *sorted(p for p in path.iterdir() if p.is_dir())]
+    found: dict[str, Tensors] = {}
+    for folder in folders:
+        here: dict[str, Tensors] = {}
+        for file in [folder] if folder.is_file() else _checkpoints(folder):
+            tensors = open_tensors(file)
+            kind = kind_of(tensors)
+            if kind is None:
+                continue
+            if kind[0] in here:
+                raise ValueError(
+                    f"{folder}: holds two files for the {kind[0]}, {here[kind[0]].path.name} and "
+                    f"{file.name}; name the file itself"
+                )
+            here[kind[0]] = tensors
+        found = here | found
+    if not found:
+        raise ValueError(
+            f"{path}: holds no part of a model that is known here; expected native or diffusers "
+            ".safetensors, lora.pt or cot_adapter.pt"
+        )
+    return found
+
+
+def _checkpoints(folder: Path) -> Iterator[Path]:
+    """Checkpoint files of a folder; an index stands for the files that it lists."""
+    listed: set[str] = set()
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        yield index
+        listed |= set(open_index(index).values())
+    for file in sorted(folder.iterdir()):
+        if file.suffix in (".safetensors", ".pt", ".pth") and file.name not in listed:
+            yield file
+
+
+def open_index(path: Path) -> dict[str, str]:
+    """File by tensor name; what is wrong with a damaged index, `open_tensors` says."""
+    try:
+        return dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError):
+        return {}
+
+
+def config_beside(tensors: Tensors) -> dict[str, Any] | None:
+    """The `config.json` in the folder of a checkpoint, None where there is none.
+
+    Raises:
+      ValueError: when it is damaged.
+    """
+    path = tensors.path.parent / "config.json"
+    if not path.is_file():
+        return None
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged ({error}); fetch it again") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: damaged (no JSON object); fetch it again")
+    return fields
+
+
+def find_tokenizers(path: Path) -> dict[str, Path]:
+    """Folders with a tokenizer, by the text encoder that they belong to.
+
+    Args:
+      path: such a folder, or one that holds some.
+
+    Raises:
+      ValueError: for a damaged tokenizer.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return {}
+    found: dict[str, Path] = {}
+    for folder in [path, *sorted(p for p in path.iterdir() if p.is_dir())]:
+        kind = _tokenizer_kind(folder)
+        if kind is not None:
+            found.setdefault(kind, folder)
+    return found
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files of a tokenizer that are there."""
+    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _tokenizer_kind(folder: Path) -> str | None:
+    files = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "special_tokens_map.json")
+    try:
+        texts = {
+            name: (folder / name).read_text(encoding="utf-8")
+            for name in files
+            if (folder / name).is_file()
+        }
+        named = str(json.loads(texts.get(files[0], "{}")).get("tokenizer_class"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{folder}: damaged tokenizer ({error}); fetch it again") from None
+    for start, kind in _TOKENIZER_CLASSES.items():
+        if named.startswith(start):
+            return kind
+    content = "".join(texts.values())
+    return next((kind for token, kind in _TOKENIZER_TOKENS.items() if token in content), None)

@@ -1,0 +1,1 @@
+"""What is wrong with a picture, read from the adapter's thoughts."""

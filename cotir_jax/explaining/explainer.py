@@ -1,0 +1,357 @@
+"""What was wrong with a picture, read from the adapter's three thoughts.
+
+One forward pass at t = 1, the first sampling step, gives the thoughts; a linear read-out that was
+fitted on written thoughts alone (`phrase_bank`) turns them into scores of the benchmark's
+degradations, and a validation split turns scores into probabilities with thresholds
+(`calibration`). Read-out and calibration are kept as `explain.npz` in the model folder.
+
+A prompt that names degradations leaks into the thoughts, so the user's prompt is not used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cotir_jax.bench.composites import SINGLES
+from cotir_jax.explaining.calibration import Calibration, sigmoid
+from cotir_jax.explaining.read_out import (
+    STRENGTHS,
+    ReadOut,
+    apply_map,
+    degradation_sentence,
+    fit_read_out,
+    plan_sentence,
+    read_words,
+    scene_sentence,
+)
+from cotir_jax.images import tiling
+from cotir_jax.images.photo import check_pixels, unit_range
+from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
+from cotir_jax.models.pipeline import CPU_OPTIONS, crops_per_call
+from cotir_jax.models.presets import CoTIRConfig
+from cotir_jax.models.transformer import Text, Transformer, predict
+from cotir_jax.parallel.sharding import BATCH_AXES, batch_sharding
+from cotir_jax.text.encoders import TextEncoders, encode_prompts
+
+FILE_NAME = "explain.npz"
+NEUTRAL_PROMPT = "Please restore this degraded photo."
+
+# Degradations live at the picture's own resolution, so it is read in crops of the size that the
+# model was trained with, spread evenly; a model that takes pictures whole reads the middle.
+MOST_CROPS = 8
+WHOLE_SIDE = 512
+# Without calibration, from this score on a degradation is named.
+_UNCALIBRATED_THRESHOLD = 0.5
+
+
+class Reading(NamedTuple):
+    """One degradation: its name, a score in [0, 1], "mild", "moderate", "severe" or "" where that
+    cannot be told, and whether it is named, which is for its own threshold to say."""
+
+    name: str
+    score: float
+    severity: str
+    named: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """What was wrong with a picture.
+
+    Attributes:
+      degradations: highest score first; the calibrated ones, or all nineteen without calibration.
+      scene, degradation, plan: a sentence each.
+      calibrated: whether scores are probabilities, fitted on a validation split; otherwise they
+        are comparable with each other only.
+    """
+
+    degradations: tuple[Reading, ...]
+    scene: str
+    degradation: str
+    plan: str
+    calibrated: bool
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The degradations that are named, highest score first."""
+        return tuple(reading.name for reading in self.degradations if reading.named)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain dictionaries and lists."""
+        readings = [
+            reading._asdict() | {"score": round(reading.score, 4)} for reading in self.degradations
+        ]
+        return dataclasses.asdict(self) | {"degradations": readings}
+
+    def __str__(self) -> str:
+        scores = ", ".join(f"{r.name} {r.score:.2f}" for r in self.degradations if r.named)
+        note = "" if self.calibrated else " (uncalibrated)"
+        return f"{self.degradation} {self.plan} {self.scene}" + (
+            f" [{scores}]{note}" if scores else note
+        )
+
+
+class Model(Protocol):
+    """What an explainer needs of a restorer."""
+
+    config: CoTIRConfig
+    weights: tuple[Any, Any]
+    graphdefs: tuple[Any, Any]
+    encoders: TextEncoders
+    mesh: Mesh
+    folder: Path | None
+
+
+def pooled_thoughts(
+    model: Transformer,
+    autoencoder: Autoencoder | PatchAutoencoder,
+    pictures: jax.Array,
+    text: Text,
+    noise_key: jax.Array,
+    pooling: jax.Array,
+) -> jax.Array:
+    """The adapter's thoughts at t = 1, pooled; pure, to be jitted.
+
+    Args:
+      model: the transformer.
+      autoencoder: of pictures and latents.
+      pictures: float32 `[batch, height, width, 3]` in [-1, 1], sides multiples of the patch.
+      text: of the prompts.
+      noise_key: one key; all pictures get the same noise.
+      pooling: weights of token positions, `[3, tokens]`.
+
+    Returns:
+      Scene, degradation and plan, each L2-normalised per token (as in `objective`), then averaged:
+      `[batch, 3, channels]`, float32.
+    """
+    config = model.config
+    condition = autoencoder.encode(pictures)
+    noise = jax.random.normal(noise_key, condition.shape[1:], jnp.float32)
+    timestep = jnp.ones(len(pictures), jnp.float32)
+    guidance = jnp.full_like(timestep, config.guidance) if config.guidance_embed else None
+    noise = jnp.broadcast_to(noise, condition.shape)
+    # What only the image output needs is not computed: XLA drops it.
+    out = predict(model, noise, condition, text, timestep, guidance)
+    predicted: Any = (out.scene, out.degradation, out.plan)
+    thoughts = jnp.stack(predicted, axis=1).astype(jnp.float32)
+    squared = jnp.maximum(jnp.square(thoughts).sum(-1, keepdims=True), 1e-12)
+    return jnp.einsum("bktc,kt->bkc", thoughts / jnp.sqrt(squared), pooling)
+
+
+def evenly_spread_crops(pixels: np.ndarray, side: int, most: int = MOST_CROPS) -> np.ndarray:
+    """Square crops at a picture's own resolution; one too small is mirrored up.
+
+    Args:
+      pixels: `[height, width, 3]`.
+      side: of a crop.
+      most: crops at most; 1 takes the middle. The order and places depend on the size alone.
+
+    Returns:
+      `[crops, side, side, 3]`.
+    """
+    height, width = (max(length, side) for length in pixels.shape[:2])
+    counts = [-(-height // side), -(-width // side)]
+    while math.prod(counts) > most:
+        counts[int(counts[1] > counts[0])] -= 1
+    tops, lefts = (
+        np.rint((np.arange(count) + 0.5) / count * length - side / 2).clip(0, length - side)
+        for count, length in zip(counts, (height, width), strict=True)
+    )
+    pieces = []
+    for top in tops.astype(int):
+        for left in lefts.astype(int):
+            piece = pixels[top : top + side, left : left + side]
+            pieces.append(tiling.mirror(piece, (side, side)))
+    return np.stack(pieces)
+
+
+class Explainer:
+    """Names a picture's degradations.
+
+    Args:
+      model: a `Restorer`.
+      read_out: fitted with the model's text encoder.
+      calibration: from a validation split, or None.
+    """
+
+    def __init__(self, model: Model, read_out: ReadOut, calibration: Calibration | None = None):
+        self.model, self.read_out, self.calibration = model, read_out, calibration
+        self._parts = math.prod(model.mesh.shape[axis] for axis in BATCH_AXES)
+        graphdefs = model.graphdefs
+
+        def run(weights, pictures, text, pooling):
+            transformer, autoencoder = map(nnx.merge, graphdefs, weights)
+            key = jax.random.key(0)
+            return pooled_thoughts(transformer, autoencoder, pictures, text, key, pooling)
+
+        platform = model.mesh.devices.flat[0].platform
+        self._crops_per_call = crops_per_call(platform)
+        self._program = jax.jit(run, compiler_options=CPU_OPTIONS if platform == "cpu" else None)
+
+    @classmethod
+    def load(cls, model: Model) -> Explainer:
+        """With the model folder's `explain.npz`; without one, the read-out is fitted now.
+
+        That embeds some 4000 sentences: minutes with a large text encoder. The read-out is then
+        kept in the folder, where that can be written.
+
+        Raises:
+          ValueError: for a damaged file, or one of another model; for a model without adapter.
+        """
+        if not model.config.adapter_depth:
+            raise ValueError(f"{model.config.name} has no CoT adapter, so it cannot explain")
+        path = model.folder and Path(model.folder) / FILE_NAME
+        if path and path.exists():
+            read_out, calibration = load_file(path)
+            expected = (3, model.config.text_tokens), 1 + model.config.text_channels
+            if (read_out.pooling.shape, len(read_out.scene)) != expected:
+                raise ValueError(f"{path}: of another model; delete it and run cotir calibrate")
+            return cls(model, read_out, calibration)
+        read_out = fit_read_out(model.encoders.tokens)
+        if path:
+            # A read-only folder: the read-out is kept in memory.
+            with contextlib.suppress(OSError):
+                save_file(path, read_out, None)
+        return cls(model, read_out)
+
+    def __call__(self, pixels: np.ndarray, prompt: str = NEUTRAL_PROMPT) -> Explanation:
+        """Explains one picture, uint8 or uint16 `[height, width, 3]`.
+
+        Args:
+          pixels: of the picture.
+          prompt: that the model is asked with. One that names degradations is believed more than
+            the picture.
+
+        Raises:
+          ValueError: for another shape or dtype.
+        """
+        return self.read(self.thoughts(pixels, prompt))
+
+    def batch(
+        self, pictures: Sequence[np.ndarray], prompt: str = NEUTRAL_PROMPT
+    ) -> list[Explanation]:
+        """Explains several pictures, each as a call of its own would."""
+        return [self(pixels, prompt) for pixels in pictures]
+
+    def thoughts(self, pixels: np.ndarray, prompt: str = NEUTRAL_PROMPT) -> np.ndarray:
+        """Pooled thoughts of a picture, averaged over its crops: `[3, channels]`, float32."""
+        check_pixels(pixels)
+        tile = self.model.config.tile
+        crops = evenly_spread_crops(pixels, tile or WHOLE_SIDE, MOST_CROPS if tile else 1)
+        unit = unit_range(crops)
+        size = -(-(self._crops_per_call if tile else 1) // self._parts) * self._parts
+        found = [
+            self._run(unit[start : start + size], prompt, size)
+            for start in range(0, len(unit), size)
+        ]
+        return np.concatenate(found).mean(axis=0)
+
+    def raw_scores(self, thoughts: np.ndarray) -> np.ndarray:
+        """Read-outs of degradation and plan, averaged: `[..., 19 * 4]`, see `phrase_bank`.
+
+        Args:
+          thoughts: pooled, `[..., 3, channels]`.
+        """
+        degradation = apply_map(self.read_out.degradation, thoughts[..., 1, :])
+        return (degradation + apply_map(self.read_out.plan, thoughts[..., 2, :])) / 2
+
+    def read(self, thoughts: np.ndarray) -> Explanation:
+        """The explanation that pooled thoughts `[3, channels]` stand for."""
+        raw, calibration = self.raw_scores(thoughts), self.calibration
+        names = calibration.names if calibration else SINGLES
+        places = [SINGLES.index(name) for name in names]
+        if calibration:
+            scores = sigmoid(raw[places] * calibration.slopes + calibration.constants)
+            thresholds = calibration.thresholds
+        else:
+            scores = np.clip(raw[: len(SINGLES)], 0.0, 1.0)
+            thresholds = np.full(len(SINGLES), _UNCALIBRATED_THRESHOLD)
+        by_strength = raw[len(SINGLES) :].reshape(len(SINGLES), len(STRENGTHS))
+        readings = [
+            Reading(name, float(score), _strength(by_strength[place]), bool(score >= threshold))
+            for name, place, score, threshold in zip(names, places, scores, thresholds, strict=True)
+        ]
+        readings.sort(key=lambda reading: -reading.score)
+        # Sentences follow the order in which light meets the degradations.
+        named = sorted(
+            [(r.name, r.severity) for r in readings if r.named], key=lambda x: SINGLES.index(x[0])
+        )
+        words = read_words(apply_map(self.read_out.scene, thoughts[0]))
+        return Explanation(
+            tuple(readings),
+            scene_sentence(words),
+            degradation_sentence(named),
+            plan_sentence(named),
+            calibration is not None,
+        )
+
+    def _run(self, crops: np.ndarray, prompt: str, size: int) -> np.ndarray:
+        filled = np.pad(crops, ((0, size - len(crops)), (0, 0), (0, 0), (0, 0)))
+        one = encode_prompts(self.model.encoders, [prompt])
+        text = jax.tree.map(lambda x: np.repeat(x, size, axis=0), one)
+        split = batch_sharding(self.model.mesh)
+        with jax.set_mesh(self.model.mesh):
+            inputs = jax.device_put((filled, text), split)
+            out = self._program(self.model.weights, *inputs, self.read_out.pooling)
+            return np.asarray(out)[: len(crops)]
+
+
+def save_file(path: Path, read_out: ReadOut, calibration: Calibration | None) -> None:
+    """Writes read-out (half precision) and calibration as one `.npz`."""
+    arrays = {name: array.astype(np.float16) for name, array in read_out._asdict().items()}
+    arrays["pooling"] = read_out.pooling
+    if calibration:
+        kept = {name: np.asarray(value) for name, value in calibration._asdict().items()}
+        arrays |= {f"calibration_{name}": value for name, value in kept.items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as stream:
+            np.savez_compressed(stream, **arrays)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load_file(path: Path) -> tuple[ReadOut, Calibration | None]:
+    """Reads what `save_file` wrote.
+
+    Raises:
+      ValueError: for a damaged file.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        read_out = ReadOut(*(arrays[name].astype(np.float32) for name in ReadOut._fields))
+        kept = {name: arrays.get(f"calibration_{name}") for name in Calibration._fields}
+        if kept["names"] is None:
+            return read_out, None
+        names = tuple(map(str, kept.pop("names")))
+        kept["pictures"] = int(kept["pictures"])
+        calibration = Calibration(names, **kept)
+        numbers = calibration.slopes, calibration.constants, calibration.thresholds
+        if not set(names) <= set(SINGLES) or any(x.shape != (len(names),) for x in numbers):
+            raise ValueError("calibration of unknown degradations")
+        return read_out, calibration
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path}: damaged ({reason}); delete it and run cotir calibrate") from None
+
+
+def _strength(scores: np.ndarray) -> str:
+    """The likeliest of the three strengths, where it holds more than half of the likelihood."""
+    positive = np.maximum(scores, 0)
+    best = int(positive.argmax())
+    return STRENGTHS[best] if positive[best] > 0.5 * positive.sum() else ""

@@ -1,0 +1,230 @@
+"""Written thoughts with known labels, and the linear read-out that is fitted on them.
+
+The benchmark's own writer (`bench.thoughts`) writes many scene, degradation and plan sentences from
+drawn parameters; the model's text encoder embeds them. A read-out is the ridge regression from
+pooled embeddings to what the sentences say: which of the nineteen degradations, how strong, and the
+words of the scene. No picture takes part.
+
+Why least squares: the adapter's outputs are trained towards the embeddings of the written thoughts
+with a squared error (`objective.constraint_losses`), so they estimate the embeddings' mean over all
+sentences that fit the picture, and an affine map commutes with that mean. A read-out that gives a
+sentence's 0/1 label thus gives the probability of that label for a picture.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cotir_jax.bench.composites import COMPOSITES, SINGLES, sample_chain
+from cotir_jax.bench.words import phrases, thoughts
+from cotir_jax.bench.words.facts import FACTS
+from cotir_jax.bench.words.fixes import FIXES, REQUESTS
+from cotir_jax.text.encoder import TextEncoder
+
+STRENGTHS = ("mild", "moderate", "severe")
+
+# The words that `bench.thoughts.describe_scene` chooses from.
+SCENE_WORDS: dict[str, tuple[str, ...]] = {
+    "brightness": ("very dark", "dark", "medium-bright", "bright", "very bright"),
+    "contrast": ("low", "moderate", "strong", "very strong"),
+    "detail": ("large smooth areas", "some detail", "much detail", "dense fine texture"),
+    "layout": (
+        "brighter at the top", "brighter at the bottom", "brighter on the left",
+        "brighter on the right", "brighter in the middle", "darker in the middle", "evenly lit",
+    ),
+    "colour": (
+        "no colour",
+        *(
+            f"{vivid}{hue} tones"
+            for vivid in ("muted ", "", "vivid ")
+            for hue in ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
+        ),
+    ),
+}  # fmt: skip
+
+# Columns of the read-outs of degradation and plan: each degradation, then each at each strength.
+_LABELS = len(SINGLES) * (1 + len(STRENGTHS))
+# Parameters are drawn for this side in pixels; the numbers in the sentences grow with it.
+_SIDES = (96, 176, 256, 512)
+# Ridge, relative to the mean variance of a channel, per sentence.
+_RIDGE = 1e-2
+_CHUNK = 32
+
+
+class WrittenThoughts(NamedTuple):
+    """Sentences and what they say.
+
+    Attributes:
+      scenes, degradations, plans: as many sentences each.
+      scene_labels: `[sentences, scene words]`, 0 or 1, float32, words in the order of
+        `SCENE_WORDS`.
+      labels: of degradations and plans, `[sentences, 19 * 4]`, 0 or 1, float32: whether each
+        degradation is there, then whether it is there and mild, moderate, severe.
+    """
+
+    scenes: list[str]
+    degradations: list[str]
+    plans: list[str]
+    scene_labels: np.ndarray
+    labels: np.ndarray
+
+
+class ReadOut(NamedTuple):
+    """Affine maps from pooled thoughts to labels.
+
+    Attributes:
+      pooling: weights of the token positions, `[3, tokens]`, each row adding up to 1: how often
+        written scene, degradation and plan reach that far.
+      scene: `[1 + channels, scene words]`, the first row is the constant; float32.
+      degradation: `[1 + channels, 19 * 4]`.
+      plan: `[1 + channels, 19 * 4]`.
+    """
+
+    pooling: np.ndarray
+    scene: np.ndarray
+    degradation: np.ndarray
+    plan: np.ndarray
+
+
+def write_thoughts(per_name: int, seed: int = 0) -> WrittenThoughts:
+    """Writes sentences for every degradation and composite of the benchmark.
+
+    Args:
+      per_name: sentences of a composite; a lone degradation gets three times as many, at
+        severities spread evenly.
+      seed: of parameters and phrases.
+    """
+    rng = np.random.default_rng(seed)
+    names = [name for name in SINGLES for _ in range(3 * per_name)]
+    names += [name for name in COMPOSITES for _ in range(per_name)]
+    scenes, degradations, plans = [], [], []
+    scene_labels = np.zeros((len(names), sum(map(len, SCENE_WORDS.values()))), np.float32)
+    labels = np.zeros((len(names), _LABELS), np.float32)
+    for row, name in enumerate(names):
+        severity = None if "+" in name else (row % (3 * per_name) + 0.5) / (3 * per_name)
+        chain = sample_chain(name, int(rng.choice(_SIDES)), rng, severity)
+        degradations.append(thoughts.describe_degradation(chain, rng))
+        plans.append(thoughts.describe_plan(chain, rng))
+        for step in chain:
+            if not step.implied:
+                column = SINGLES.index(step.name)
+                labels[row, column] = 1
+                labels[row, len(SINGLES) + 3 * column + STRENGTHS.index(step.strength)] = 1
+        words, start = {}, 0
+        for kind, choices in SCENE_WORDS.items():
+            chosen = int(rng.integers(len(choices)))
+            words[kind] = choices[chosen]
+            scene_labels[row, start + chosen] = 1
+            start += len(choices)
+        text = str(rng.choice(phrases.SCENES)).format(**words)
+        scenes.append(phrases.sentence(f"{text}."))
+    return WrittenThoughts(scenes, degradations, plans, scene_labels, labels)
+
+
+def fit_read_out(encoder: TextEncoder, per_name: int = 12) -> ReadOut:
+    """Embeds written thoughts and fits the read-out.
+
+    Args:
+      encoder: the model's own.
+      per_name: see `write_thoughts`; 12 makes 1380 sentences of each thought.
+    """
+    written = write_thoughts(per_name)
+    pooling, maps = [], []
+    for sentences, labels in (
+        (written.scenes, written.scene_labels),
+        (written.degradations, written.labels),
+        (written.plans, written.labels),
+    ):
+        ids, mask = encoder.tokenize(sentences)
+        weights = mask.mean(0) / mask.mean(0).sum()
+        # Few at a time: of klein-4b an embedding takes 8 MB.
+        chunks = [slice(start, start + _CHUNK) for start in range(0, len(ids), _CHUNK)]
+        pooled = np.concatenate([pool(encoder(ids[c], mask[c]), weights) for c in chunks])
+        pooling.append(weights.astype(np.float32))
+        maps.append(_ridge(pooled, labels))
+    return ReadOut(np.stack(pooling), *maps)
+
+
+def pool(embeddings: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean over positions of L2-normalised embeddings.
+
+    Args:
+      embeddings: `[texts, tokens, channels]`.
+      weights: `[tokens]`, adding up to 1.
+
+    Returns:
+      `[texts, channels]`, float32.
+    """
+    embeddings = np.asarray(embeddings, np.float32)
+    norms = np.sqrt(np.maximum(np.square(embeddings).sum(-1, keepdims=True), 1e-12))
+    return np.einsum("ntc,t->nc", embeddings / norms, weights)
+
+
+def apply_map(affine: np.ndarray, pooled: np.ndarray) -> np.ndarray:
+    """Labels `[batch, labels]` that an affine map reads from thoughts `[batch, channels]`."""
+    return affine[0] + pooled @ affine[1:]
+
+
+def read_words(scores: np.ndarray) -> dict[str, str]:
+    """The most likely word of each kind, from the scores of all scene words `[scene words]`."""
+    words, start = {}, 0
+    for kind, choices in SCENE_WORDS.items():
+        words[kind] = choices[int(np.argmax(scores[start : start + len(choices)]))]
+        start += len(choices)
+    return words
+
+
+def scene_sentence(words: dict[str, str]) -> str:
+    """A sentence on the scene, from a word of each kind."""
+    return phrases.sentence(f"{phrases.SCENES[0].format(**words)}.")
+
+
+def degradation_sentence(named: Sequence[tuple[str, str]]) -> str:
+    """What happened to a picture, from (degradation, strength or "") in order of application.
+
+    The benchmark's phrases, without the numbers, which a picture does not tell.
+    """
+    facts = [_fact(name, strength) for name, strength in named]
+    if not facts:
+        return "Nothing stands out."
+    text = facts[0] if len(facts) == 1 else f"{', '.join(facts[:-1])}, then {facts[-1]}"
+    return phrases.sentence(f"{text}.")
+
+
+def plan_sentence(named: Sequence[tuple[str, str]]) -> str:
+    """How to mend it: the steps undone, last one first; arguments as `degradation_sentence`'s."""
+    fixes = [_fix(name, strength) for name, strength in reversed(named)]
+    if not fixes:
+        return "Leave the picture as it is."
+    if len(fixes) == 1:
+        return phrases.sentence(f"{fixes[0]}.")
+    return f"First {', then '.join(fixes)}."
+
+
+def _fact(name: str, strength: str) -> str:
+    # The last phrase of each ends in its numbers, in brackets; noise has its kind before.
+    text = re.sub(r" \(.*\)$|{(?!strength)\w+} ", "", FACTS[name][-1])
+    return text.format(strength=strength).strip()
+
+
+def _fix(name: str, strength: str) -> str:
+    """A fix whose only blank, if any, is the strength; else one of the prompts' requests."""
+    for text in FIXES[name]:
+        if set(re.findall(r"{(\w+)}", text)) <= {"strength"}:
+            return " ".join(text.format(strength=strength).split())
+    return REQUESTS[name][0]
+
+
+def _ridge(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Least squares with a penalty: `[1 + channels, labels]`, float32."""
+    features, labels = features.astype(np.float64), labels.astype(np.float64)
+    mean, level = features.mean(0), labels.mean(0)
+    centred = features - mean
+    gram = centred.T @ centred
+    gram[np.diag_indices_from(gram)] += _RIDGE * np.trace(gram) / len(gram)
+    slopes = np.linalg.solve(gram, centred.T @ (labels - level))
+    return np.concatenate([(level - mean @ slopes)[None], slopes]).astype(np.float32)

@@ -1,0 +1,1 @@
+"""Text encoders as modules: CLIP, T5, Qwen3 and MiniLM."""

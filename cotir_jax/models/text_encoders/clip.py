@@ -1,0 +1,203 @@
+"""The text half of CLIP ViT-L/14, which gives FLUX.1 its pooled text vector, in Flax NNX.
+
+Radford et al. (arXiv 2103.00020): a causal transformer with layer norms before attention and MLP;
+the text's vector is the normalised row of its end-of-text token, here without the projection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from cotir_jax.models.layers import scan_blocks, stack_blocks
+from cotir_jax.models.lora import Linear
+from cotir_jax.models.text_encoders.shared import (
+    check_field,
+    check_ids,
+    embedding_table,
+    read_precision,
+    read_sizes,
+    rebuild,
+)
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+# What older config files of all CLIP models say, whatever the tokenizer's id is.
+_LEGACY_END = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Sizes of a CLIP text encoder; the defaults are ViT-L/14.
+
+    Attributes:
+      max_tokens: rows of the position table.
+      activation: key of `ACTIVATIONS`.
+      end_id: id of the end-of-text token. 2 stands for the highest id in the text, which is the
+        end of text in CLIP's vocabulary.
+      param_dtype, dtype: of the weights, and of the computation.
+    """
+
+    vocab_size: int = 49408
+    max_tokens: int = 77
+    hidden_size: int = 768
+    mlp_size: int = 3072
+    num_heads: int = 12
+    num_layers: int = 12
+    activation: str = "quick_gelu"
+    norm_eps: float = 1e-5
+    end_id: int = 49407
+    param_dtype: str = "bfloat16"
+    dtype: str = "bfloat16"
+
+    def __post_init__(self) -> None:
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"activation {self.activation!r}: known are {sorted(ACTIVATIONS)}")
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide over {self.num_heads} heads"
+            )
+
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "max_tokens": "max_position_embeddings",
+    "hidden_size": "hidden_size",
+    "mlp_size": "intermediate_size",
+    "num_heads": "num_attention_heads",
+    "num_layers": "num_hidden_layers",
+    "norm_eps": "layer_norm_eps",
+}
+
+
+def from_transformers(fields: Mapping[str, Any]) -> CLIPConfig:
+    """Reads the `config.json` of a CLIP folder, text encoder only or both towers.
+
+    Args:
+      fields: the file's content.
+
+    Raises:
+      ValueError: for another architecture or a setting that is not implemented.
+    """
+    encoder = "CLIP"
+    check_field(encoder, "model_type", fields.get("model_type"), "clip_text_model", "clip")
+    precision = read_precision(encoder, fields)
+    if fields["model_type"] == "clip":
+        fields = fields.get("text_config") or {}
+    activation = fields.get("hidden_act", "quick_gelu")
+    check_field(encoder, "hidden_act", activation, *ACTIVATIONS)
+    end_id = fields.get("eos_token_id", CLIPConfig.end_id)
+    if isinstance(end_id, bool) or not isinstance(end_id, int):
+        raise ValueError(
+            f"config.json of the CLIP text encoder has eos_token_id {end_id!r}, expected one id"
+        )
+    sizes = read_sizes(encoder, fields, _SIZES)
+    return CLIPConfig(**sizes, activation=activation, end_id=end_id, **precision)
+
+
+def from_dict(fields: Mapping[str, Any]) -> CLIPConfig:
+    """Rebuilds a config from JSON of `dataclasses.asdict`; ValueError for unknown fields."""
+    return rebuild(CLIPConfig, fields)
+
+
+def _layer_norm(config: CLIPConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    # In float32, with the two-pass variance: E[x^2] - E[x]^2 cancels.
+    return nnx.LayerNorm(
+        config.hidden_size,
+        epsilon=config.norm_eps,
+        dtype=jnp.float32,
+        param_dtype=config.param_dtype,
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
+class CLIPBlock(nnx.Module):
+    """Causal attention and MLP, each on the normalised residual stream and added to it."""
+
+    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
+        hidden = config.hidden_size
+
+        def linear(into: int, out: int, axes: tuple[str, str]) -> Linear:
+            return Linear(
+                into,
+                out,
+                axes=axes,
+                use_bias=True,
+                param_dtype=config.param_dtype,
+                dtype=config.dtype,
+                rngs=rngs,
+            )
+
+        grow, shrink = ("embed", "mlp"), ("mlp", "embed")
+        self.num_heads, self.activation = config.num_heads, config.activation
+        self.attention_norm = _layer_norm(config, rngs)
+        self.query, self.key, self.value = (linear(hidden, hidden, grow) for _ in range(3))
+        self.attention_out = linear(hidden, hidden, shrink)
+        self.mlp_norm = _layer_norm(config, rngs)
+        self.mlp_in = linear(hidden, config.mlp_size, grow)
+        self.mlp_out = linear(config.mlp_size, hidden, shrink)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """One layer on `[batch, tokens, hidden_size]`."""
+        x = self.attention_norm(tokens)
+        query, key, value = (
+            rearrange(linear(x), "b t (heads dim) -> b t heads dim", heads=self.num_heads)
+            for linear in (self.query, self.key, self.value)
+        )
+        out = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        tokens = tokens + self.attention_out(rearrange(out, "b t heads dim -> b t (heads dim)"))
+        x = self.mlp_in(self.mlp_norm(tokens))
+        return tokens + self.mlp_out(ACTIVATIONS[self.activation](x))
+
+
+class CLIPText(nnx.Module):
+    """One vector per text, from token ids."""
+
+    def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.token_embedding, self.position_embedding = (
+            embedding_table(
+                rows, config.hidden_size, axes=(axis, "embed"), dtype=config.param_dtype, rngs=rngs
+            )
+            for rows, axis in ((config.vocab_size, "vocab"), (config.max_tokens, None))
+        )
+        self.blocks = stack_blocks(
+            lambda rngs: CLIPBlock(config, rngs=rngs), config.num_layers, rngs
+        )
+        self.final_norm = _layer_norm(config, rngs)
+
+    def __call__(self, ids: jax.Array) -> jax.Array:
+        """Hidden state at the first end-of-text token, after the final norm.
+
+        Needs no mask: attention is causal and padding comes after the end of the text. Without an
+        end-of-text token the first row is taken, as in transformers.
+
+        Args:
+          ids: token ids `[batch, tokens]`, int32, tokens at most `config.max_tokens`.
+
+        Returns:
+          `[batch, hidden_size]`, in `config.dtype`.
+
+        Raises:
+          ValueError: for other shapes or dtypes, or too many tokens.
+        """
+        check_ids(ids)
+        config, length = self.config, ids.shape[1]
+        if length > config.max_tokens:
+            raise ValueError(
+                f"got {length} tokens, CLIP takes at most {config.max_tokens}: shorten the text"
+            )
+        tokens = self.token_embedding[...][ids] + self.position_embedding[...][:length]
+        tokens = scan_blocks(self.blocks, tokens.astype(config.dtype), remat="none")
+        score = ids if config.end_id == _LEGACY_END else ids == config.end_id
+        pooled = tokens[jnp.arange(len(ids)), jnp.argmax(score, axis=-1)]
+        return self.final_norm(pooled).astype(config.dtype)

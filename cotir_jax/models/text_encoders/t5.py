@@ -1,0 +1,211 @@
+"""The encoder of T5 v1.1 XXL, which gives FLUX.1 its text embeddings, in Flax NNX.
+
+Raffel et al. (arXiv 1910.10683): RMS norm before attention and MLP, attention logits without
+`1 / sqrt(d)`, one table of relative position biases for all layers. Version 1.1 has a gated GELU
+(Shazeer, arXiv 2002.05202).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from cotir_jax.models.layers import scan_blocks, stack_blocks
+from cotir_jax.models.lora import Linear
+from cotir_jax.models.text_encoders.shared import (
+    RMSNorm,
+    check_field,
+    check_ids,
+    embedding_table,
+    read_precision,
+    read_sizes,
+    rebuild,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5 v1.1 encoder; the defaults are XXL.
+
+    Attributes:
+      width: channels of the residual stream and of the result.
+      num_buckets: of relative positions, half for each direction.
+      max_distance: from here on all positions share a bucket.
+      param_dtype, dtype: of the weights, and of the computation; float16 overflows.
+    """
+
+    vocab_size: int = 32128
+    width: int = 4096
+    mlp_size: int = 10240
+    num_heads: int = 64
+    head_dim: int = 64
+    num_layers: int = 24
+    num_buckets: int = 32
+    max_distance: int = 128
+    norm_eps: float = 1e-6
+    param_dtype: str = "bfloat16"
+    dtype: str = "bfloat16"
+
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "width": "d_model",
+    "mlp_size": "d_ff",
+    "num_heads": "num_heads",
+    "head_dim": "d_kv",
+    "num_layers": "num_layers",
+    "num_buckets": "relative_attention_num_buckets",
+    "max_distance": "relative_attention_max_distance",
+    "norm_eps": "layer_norm_epsilon",
+}
+
+
+def from_transformers(fields: Mapping[str, Any]) -> T5Config:
+    """Reads the `config.json` of a T5 v1.1 folder, encoder only or whole.
+
+    Args:
+      fields: the file's content.
+
+    Raises:
+      ValueError: for another architecture (mT5, UMT5, the first T5 with its ReLU) or a setting that
+        is not implemented.
+    """
+    encoder = "T5"
+    check_field(encoder, "model_type", fields.get("model_type"), "t5")
+    feed_forward = fields.get("feed_forward_proj", "relu")
+    check_field(encoder, "feed_forward_proj", feed_forward, "gated-gelu")
+    # Both follow from feed_forward_proj; a file that contradicts itself is no published one.
+    check_field(encoder, "dense_act_fn", fields.get("dense_act_fn", "gelu_new"), "gelu_new")
+    check_field(encoder, "is_gated_act", fields.get("is_gated_act", True), True)
+    check_field(encoder, "is_decoder", fields.get("is_decoder", False), False)
+    # Files of transformers before 4.16 have no maximum distance.
+    fields = {"relative_attention_max_distance": 128, **fields}
+    return T5Config(**read_sizes(encoder, fields, _SIZES), **read_precision(encoder, fields))
+
+
+def from_dict(fields: Mapping[str, Any]) -> T5Config:
+    """Rebuilds a config from JSON of `dataclasses.asdict`; ValueError for unknown fields."""
+    return rebuild(T5Config, fields)
+
+
+class T5Block(nnx.Module):
+    """Attention and gated MLP, each on the normalised residual stream and added to it."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        width, inner = config.width, config.num_heads * config.head_dim
+
+        def linear(into: int, out: int, axes: tuple[str, str]) -> Linear:
+            return Linear(
+                into, out, axes=axes, param_dtype=config.param_dtype, dtype=config.dtype, rngs=rngs
+            )
+
+        def norm() -> RMSNorm:
+            return RMSNorm(width, eps=config.norm_eps, param_dtype=config.param_dtype)
+
+        grow, shrink = ("embed", "mlp"), ("mlp", "embed")
+        self.head_dim = config.head_dim
+        self.attention_norm = norm()
+        # Apart rather than fused, so that each splits over the tensor axis at whole heads.
+        self.query, self.key, self.value = (linear(width, inner, grow) for _ in range(3))
+        self.attention_out = linear(inner, width, shrink)
+        self.mlp_norm = norm()
+        self.mlp_gate = linear(width, config.mlp_size, grow)
+        self.mlp_in = linear(width, config.mlp_size, grow)
+        self.mlp_out = linear(config.mlp_size, width, shrink)
+
+    def __call__(self, tokens: jax.Array, bias: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """One layer.
+
+        Args:
+          tokens: `[batch, tokens, width]`.
+          bias: added to the attention logits, `[1, heads, tokens, tokens]`, float32.
+          mask: `[batch, 1, 1, tokens]`, True at columns to attend to, or None for all.
+        """
+        x = self.attention_norm(tokens)
+        query, key, value = (
+            rearrange(linear(x), "b t (heads dim) -> b t heads dim", dim=self.head_dim)
+            for linear in (self.query, self.key, self.value)
+        )
+        out = jax.nn.dot_product_attention(query, key, value, bias, mask, scale=1.0)
+        tokens = tokens + self.attention_out(rearrange(out, "b t heads dim -> b t (heads dim)"))
+        x = self.mlp_norm(tokens)
+        gate = jax.nn.gelu(self.mlp_gate(x), approximate=True)
+        return tokens + self.mlp_out(gate * self.mlp_in(x))
+
+
+class T5Encoder(nnx.Module):
+    """Text embeddings from token ids."""
+
+    def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
+        self.config = config
+        self.token_embedding = embedding_table(
+            config.vocab_size,
+            config.width,
+            axes=("vocab", "embed"),
+            dtype=config.param_dtype,
+            rngs=rngs,
+        )
+        self.position_bias = embedding_table(
+            config.num_buckets,
+            config.num_heads,
+            axes=(None, None),
+            dtype=config.param_dtype,
+            rngs=rngs,
+        )
+        self.blocks = stack_blocks(lambda rngs: T5Block(config, rngs=rngs), config.num_layers, rngs)
+        self.final_norm = RMSNorm(config.width, eps=config.norm_eps, param_dtype=config.param_dtype)
+
+    def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Last hidden states after the final norm, padding positions included.
+
+        Args:
+          ids: token ids `[batch, tokens]`, int32.
+          mask: True at text, False at padding `[batch, tokens]`, bool. None attends to all
+            positions: so does FLUX.1.
+
+        Returns:
+          `[batch, tokens, width]`, in `config.dtype`.
+
+        Raises:
+          ValueError: for other shapes or dtypes.
+        """
+        check_ids(ids, mask)
+        config = self.config
+        tokens = self.token_embedding[...][ids].astype(config.dtype)
+        buckets = position_buckets(ids.shape[1], config.num_buckets, config.max_distance)
+        bias = self.position_bias[...].astype(jnp.float32)[buckets]
+        bias = rearrange(bias, "rows columns heads -> 1 heads rows columns")
+        columns = None if mask is None else mask[:, None, None, :]
+        tokens = scan_blocks(self.blocks, tokens, bias, columns, remat="none")
+        return self.final_norm(tokens)
+
+
+def position_buckets(tokens: int, num_buckets: int, max_distance: int) -> np.ndarray:
+    """Bucket of each pair of positions: near distances exact, far ones logarithmic.
+
+    Columns after the row take the upper half of the buckets. In a half of n buckets, distances
+    below n / 2 have their own, and those from n / 2 to `max_distance` share the rest.
+
+    Returns:
+      `[tokens, tokens]`, int32, row then column.
+    """
+    distance = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
+    half = num_buckets // 2
+    exact = half // 2
+    far = np.maximum(np.abs(distance), 1).astype(np.float32) / np.float32(exact)
+    # In float32 as the reference: a distance on a border could fall to the other side.
+    share = np.log(far) / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)
+    bucket = np.where(
+        np.abs(distance) < exact,
+        np.abs(distance),
+        np.minimum(exact + share.astype(np.int32), half - 1),
+    )
+    return (bucket + half * (distance > 0)).astype(np.int32)

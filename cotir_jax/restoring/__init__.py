@@ -1,0 +1,1 @@
+"""Restoring pictures, folders and test splits."""

@@ -1,0 +1,246 @@
+"""Restoring a picture or a folder of them: reading and writing beside the devices' work."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from cotir_jax.images.photo import SUFFIXES, Photo, photo_size, read_photo
+from cotir_jax.images.pictures import save_picture, side_by_side
+from cotir_jax.restoring.restorer import DEFAULT_PROMPT
+from cotir_jax.restoring.result import Restored
+
+REPORT = "report.json"
+# Read besides those that can be written.
+_READ = (*SUFFIXES, ".bmp", ".ppm", ".pgm", ".gif")
+# Not read: photographs all the same, which the report must not pass over.
+_REFUSED = (".heic", ".heif")
+
+
+class Batches(Protocol):
+    """What a folder is restored with: `restore.Restorer`, or a baseline."""
+
+    def plan(
+        self, sizes: Sequence[tuple[int, int]], tile: int | None = None
+    ) -> list[tuple[list[int], Any]]: ...
+
+    def group(
+        self, photos: Sequence[Photo], bucket: Any, prompt: str, **options: Any
+    ) -> list[Restored]: ...
+
+
+class Job(NamedTuple):
+    """One picture: where from, where to."""
+
+    source: Path
+    target: Path
+
+
+def restore_path(
+    restorer: Batches,
+    source: Path,
+    out: Path,
+    prompt: str = DEFAULT_PROMPT,
+    *,
+    suffix: str = ".png",
+    quality: int = 95,
+    compare: bool = False,
+    skip_existing: bool = False,
+    tile: int | None = None,
+    **options: Any,
+) -> Iterator[str]:
+    """Restores a picture, or a folder and all folders in it.
+
+    While a batch is on the devices the next is read and the last is written. A folder is gone
+    through to the end whatever single pictures do; `report.json` in `out` says what became of each.
+
+    Args:
+      restorer: a `Restorer`, or what has its `plan` and `group`.
+      source: picture file or folder.
+      out: a file name for a single picture, or a folder; it is made where needed.
+      suffix: of the files written, as ".png", or "same" for the source's where it can be written.
+      quality: see `photo.write_photo`.
+      compare: write degraded and restored side by side instead of the restored picture.
+      skip_existing: leave pictures alone whose results are there, whatever they were made with.
+      tile: see `Restorer`.
+      options: further ones for `Restorer.group`: num_steps, seed, explain, match_colour, progress.
+
+    Yields:
+      A line per picture.
+
+    Raises:
+      ValueError: for an unreadable single picture; after the last one of a folder when some could
+        not be read; for a folder without pictures, or a suffix that cannot be written.
+    """
+    source, out = Path(source), Path(out)
+    if suffix != "same" and suffix not in SUFFIXES:
+        raise ValueError(f"format {suffix}: accepted are {', '.join(SUFFIXES)} and same")
+    single = not source.is_dir()
+    jobs = [_single_job(source, out, suffix)] if single else _folder_jobs(source, out, suffix)
+    outcome: dict[str, dict[str, str]] = {"restored": {}, "skipped": {}, "failed": {}}
+    if skip_existing:
+        there = [job for job in jobs if job.target.exists()]
+        jobs = [job for job in jobs if not job.target.exists()]
+        for job in there:
+            outcome["skipped"][str(job.source)] = str(job.target)
+        if there:
+            yield f"skipped {len(there)} pictures that are in {out} already"
+    save = {"quality": quality, "compare": compare}
+    for job, text, error in _restore_all(restorer, jobs, prompt, save, tile=tile, **options):
+        if error is None:
+            outcome["restored"][str(job.source)] = str(job.target)
+            yield text
+            continue
+        if single:
+            raise error
+        outcome["failed"][str(job.source)] = text
+        yield f"skipped {text}"
+    if single:
+        return
+    _write_json(out / REPORT, outcome)
+    if failed := [Path(name).name for name in outcome["failed"]]:
+        raise ValueError(
+            f"{len(failed)} of {len(jobs)} pictures could not be restored: {failed[:5]}; "
+            f"see {out / REPORT}"
+        )
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """Pictures in a folder and the folders in it, sorted; hidden ones are left out.
+
+    Raises:
+      ValueError: when there is no such folder, or no picture in it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: no such picture or folder; check the path")
+    found = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in _READ + _REFUSED
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not found:
+        raise ValueError(f"{folder}: holds no pictures ({', '.join(_READ)})")
+    return found
+
+
+def _single_job(source: Path, out: Path, suffix: str) -> Job:
+    if out.suffix:
+        return Job(source, out)
+    return Job(source, out / (source.stem + _suffix(source, suffix)))
+
+
+def _folder_jobs(source: Path, out: Path, suffix: str) -> list[Job]:
+    inside, results = source.resolve(), out.resolve()
+    # Results of an earlier run may lie in the folder itself.
+    paths = [path for path in list_folder(source) if results not in path.resolve().parents]
+    if inside == results:
+        raise ValueError(f"{out}: is the folder of the degraded pictures; name another one")
+    targets = [(path.relative_to(source).with_suffix(_suffix(path, suffix))) for path in paths]
+    twice = Counter(targets)
+    return [
+        # a.jpg and a.png are both kept: a.jpg.png and a.png.png.
+        Job(path, out / (target if twice[target] == 1 else _beside(path, target, source)))
+        for path, target in zip(paths, targets, strict=True)
+    ]
+
+
+def _beside(path: Path, target: Path, source: Path) -> Path:
+    return path.relative_to(source).with_name(path.name + target.suffix)
+
+
+def _suffix(path: Path, suffix: str) -> str:
+    if suffix != "same":
+        return suffix
+    return path.suffix.lower() if path.suffix.lower() in SUFFIXES else ".png"
+
+
+def _restore_all(
+    restorer: Batches,
+    jobs: Sequence[Job],
+    prompt: str,
+    save: Mapping[str, Any],
+    *,
+    tile: int | None,
+    **options: Any,
+) -> Iterator[tuple[Job, str, ValueError | None]]:
+    """Each job with a line of text, and the error where it failed."""
+    readable, sizes = [], []
+    for job in jobs:
+        try:
+            sizes.append(photo_size(job.source))
+            readable.append(job)
+        except ValueError as error:
+            yield job, str(error), error
+    plan = restorer.plan(sizes, tile)
+    groups = [[readable[index] for index in indices] for indices, _ in plan]
+    buckets = [bucket for _, bucket in plan]
+    with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
+        ahead: list[list[Future]] = []
+        writing: list[tuple[Job, np.ndarray, Future]] = []
+        for position, group in enumerate(groups):
+            for following in groups[position + len(ahead) : position + 2]:
+                ahead.append([readers.submit(read_photo, job.source) for job in following])
+            photos, read = [], []
+            for job, future in zip(group, ahead.pop(0), strict=True):
+                try:
+                    photos.append(future.result())
+                    read.append(job)
+                except ValueError as error:
+                    yield job, str(error), error
+            if not read:
+                continue
+            try:
+                results = restorer.group(photos, buckets[position], prompt, tile=tile, **options)
+            except ValueError as error:
+                yield from ((job, f"{job.source}: {error}", error) for job in read)
+                continue
+            # One group is written while the next is computed: memory stays bounded.
+            yield from _written(writing)
+            writing = [
+                (job, photo.pixels, writers.submit(_save, job, photo, result, **save))
+                for job, photo, result in zip(read, photos, results, strict=True)
+            ]
+        yield from _written(writing)
+
+
+def _written(
+    writing: Sequence[tuple[Job, np.ndarray, Future]],
+) -> Iterator[tuple[Job, str, ValueError | None]]:
+    for job, pixels, future in writing:
+        note = future.result()  # a full disk ends the whole run
+        height, width = pixels.shape[:2]
+        yield job, f"{job.source.name} {width}x{height} -> {job.target}{note}", None
+
+
+def _save(job: Job, photo: Photo, result: Restored, *, quality: int, compare: bool) -> str:
+    """Writes one result; gives what is to be added to its line."""
+    job.target.parent.mkdir(parents=True, exist_ok=True)
+    if compare:
+        rows = [_eight_bits(photo.pixels), _eight_bits(result.image)]
+        save_picture(side_by_side(rows), job.target)
+    else:
+        result.save(job.target, quality)
+    if result.thoughts is None:
+        return ""
+    _write_json(job.target.with_suffix(".json"), result.thoughts.to_json())
+    return f": {result.thoughts}"
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257).astype(np.uint8)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(temporary, path)

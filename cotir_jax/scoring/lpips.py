@@ -1,0 +1,159 @@
+"""LPIPS, version 0.1 on AlexNet: a distance between pictures that follows what people see.
+
+Nothing is downloaded: the network's and the linear layers' weights are files that the user gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cotir_jax.conversion.torch_files import read_tensors
+
+DEFINITION = (
+    "LPIPS: version 0.1, AlexNet; five feature maps of unit length per position, squared "
+    "differences weighted per channel, spatial means, summed; lower is better"
+)
+
+# A smaller picture has no position left at the deepest features.
+MIN_SIDE = 31
+
+# Index in torchvision's `alexnet.features`; output and input channels, kernel side.
+_CONVOLUTIONS = {
+    0: (64, 3, 11),
+    3: (192, 64, 5),
+    6: (384, 192, 3),
+    8: (256, 384, 3),
+    10: (256, 256, 3),
+}
+_STRIDES = {0: 4}
+_PADDINGS = {0: 2, 3: 2}
+_AFTER_POOLING = (3, 6)
+
+# Of pictures in [-1, 1], per channel.
+_SHIFT = np.array([-0.030, -0.088, -0.188], np.float32)
+_SCALE = np.array([0.458, 0.448, 0.450], np.float32)
+
+Weights = Mapping[str, jax.Array]
+
+
+def load_lpips(files: Sequence[Path | str]) -> Weights:
+    """Reads AlexNet and the linear layers from one file or several.
+
+    Names are torchvision's (`features.0.weight`) or those of LPIPS's own state dict
+    (`net.slice1.0.weight`) for AlexNet, and `lin0.model.1.weight` or `lins.0.model.1.weight` for
+    the linear layers; what else the files hold (AlexNet's classifier) is left unread.
+
+    Args:
+      files: `.pth`, `.pt` or `.safetensors`.
+
+    Returns:
+      "kernel0", "bias0", ... "linear0", ...; kernels `[height, width, in, out]`, linear layers
+      `[channels]`, float32.
+
+    Raises:
+      ValueError: a missing or damaged file, a missing tensor, or one of another shape.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    for file in files:
+        tensors |= read_tensors(Path(file))
+    where = " and ".join(str(file) for file in files)
+    weights = {}
+    for layer, (index, (out, into, side)) in enumerate(_CONVOLUTIONS.items()):
+        names = (f"features.{index}", f"net.slice{layer + 1}.{index}")
+        kernel = _find(
+            tensors, [f"{name}.weight" for name in names], (out, into, side, side), where
+        )
+        weights[f"kernel{layer}"] = kernel.transpose(2, 3, 1, 0)
+        weights[f"bias{layer}"] = _find(tensors, [f"{name}.bias" for name in names], (out,), where)
+        names = (f"lin{layer}.model.1.weight", f"lins.{layer}.model.1.weight")
+        weights[f"linear{layer}"] = _find(tensors, names, (1, out, 1, 1), where).reshape(out)
+    return {name: jnp.asarray(value, jnp.float32) for name, value in weights.items()}
+
+
+def _find(
+    tensors: Mapping[str, np.ndarray], names: Sequence[str], shape: tuple[int, ...], where: str
+) -> np.ndarray:
+    found = next((name for name in names if name in tensors), None)
+    if found is None:
+        raise ValueError(
+            f"{where}: no tensor {' or '.join(names)}; LPIPS needs torchvision's AlexNet and "
+            "the linear layers of lpips v0.1, in one file or two"
+        )
+    if tensors[found].shape != shape:
+        raise ValueError(
+            f"{where}: {found} is {list(tensors[found].shape)}, expected {list(shape)} (AlexNet)"
+        )
+    return tensors[found]
+
+
+def lpips(restored: np.ndarray, reference: np.ndarray, weights: Weights) -> float | None:
+    """Perceptual distance: the sum over five feature maps of weighted squared differences.
+
+    Args:
+      restored: uint8 `[height, width, 3]`, RGB.
+      reference: clean picture, same shape and type.
+      weights: from `load_lpips`.
+
+    Returns:
+      0 for equal pictures, above for others; None where a side is below `MIN_SIDE`.
+
+    Raises:
+      ValueError: not uint8 `[height, width, 3]`, or unequal shapes.
+
+    References:
+      Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric, 2018.
+    """
+    for picture in (restored, reference):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise ValueError(
+                f"got {picture.dtype} {list(picture.shape)}, expected uint8 [height, width, 3]; "
+                "convert to 8-bit RGB first"
+            )
+    if restored.shape != reference.shape:
+        raise ValueError(
+            f"restored is {list(restored.shape)}, reference {list(reference.shape)}; "
+            "restore at the clean picture's size"
+        )
+    if min(reference.shape[:2]) < MIN_SIDE:
+        return None
+    return float(_distance(weights, np.stack([restored, reference])))
+
+
+@jax.jit
+def _distance(weights: Weights, pair: jax.Array) -> jax.Array:
+    """Distance of the two pictures in uint8 `[2, height, width, 3]`; float32 scalar."""
+    tokens = pair.astype(jnp.float32) * (2 / 255) - 1
+    total = jnp.zeros(())
+    for layer, features in enumerate(_features(weights, (tokens - _SHIFT) / _SCALE)):
+        length = jnp.sqrt(jnp.sum(jnp.square(features), axis=-1, keepdims=True))
+        unit = features / (length + 1e-10)
+        difference = jnp.square(unit[0] - unit[1])
+        total += jnp.mean(difference @ weights[f"linear{layer}"])
+    return total
+
+
+def _features(weights: Weights, pictures: jax.Array) -> list[jax.Array]:
+    """AlexNet's five rectified feature maps, `[batch, height, width, channels]` each."""
+    maps = []
+    hidden = pictures
+    for layer, index in enumerate(_CONVOLUTIONS):
+        if index in _AFTER_POOLING:
+            window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+            hidden = jax.lax.reduce_window(hidden, -jnp.inf, jax.lax.max, window, strides, "VALID")
+        padding = _PADDINGS.get(index, 1)
+        hidden = jax.lax.conv_general_dilated(
+            hidden,
+            weights[f"kernel{layer}"],
+            window_strides=(_STRIDES.get(index, 1),) * 2,
+            padding=[(padding, padding)] * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        hidden = jax.nn.relu(hidden + weights[f"bias{layer}"])
+        maps.append(hidden)
+    return maps

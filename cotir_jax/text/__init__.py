@@ -1,0 +1,1 @@
+"""Texts to embeddings: tokenizers, encoders with a cache, prompts."""
