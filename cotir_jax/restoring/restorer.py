@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cotir_jax.checkpoints import model_folder, quantization
+from cotir_jax.checkpoints.text_encoders import load_text_encoders
 from cotir_jax.explaining import explainer as explain
 from cotir_jax.images import tiling
 from cotir_jax.images.photo import Photo, check_pixels, unit_range
@@ -115,7 +116,7 @@ class Restorer:
         rules = RULES
         # The small parts first: what is missing shows before gigabytes are read.
         autoencoder = model_folder.load_autoencoder(path, mesh)
-        encoders = text.load_text_encoders(path, config, mesh, rules)
+        encoders = load_text_encoders(path, config, mesh, rules)
         restorer = cls(
             model_folder.load_model(path, mesh, rules), autoencoder, encoders, mesh, path
         )

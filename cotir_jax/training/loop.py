@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from cotir_jax.checkpoints import model_folder
+from cotir_jax.checkpoints.text_encoders import load_text_encoders
 from cotir_jax.checkpoints.training import TrainingCheckpoints
 from cotir_jax.data.batches import CorruptCounter, Stage, stage_batches
 from cotir_jax.data.fresh_samples import FreshSamples
@@ -34,7 +35,6 @@ from cotir_jax.text.encoders import (
     embed_ahead,
     encoder_weights,
     in_step,
-    load_text_encoders,
     token_ids,
 )
 from cotir_jax.training.config import check_workdir, init_folder, make_stages, train_settings

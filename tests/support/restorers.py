@@ -5,12 +5,12 @@ import numpy as np
 from flax import nnx
 
 from cotir_jax.checkpoints import model_folder
+from cotir_jax.checkpoints.text_encoders import load_text_encoders
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.transformer import make_transformer
 from cotir_jax.parallel.sharding import make_mesh
 from cotir_jax.restoring.restorer import Restorer
-from cotir_jax.text.encoders import load_text_encoders
 
 
 def whole_picture_restorer(devices=None):
