@@ -13,7 +13,7 @@ from cotir_jax.commands import bench, convert, explain, restore
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs one command; exits with 0 only on success."""
     args = _parser().parse_args(argv)
-    with files.one_line(args.debug):
+    with files.errors_on_one_line(args.debug):
         args.run(args)
 
 

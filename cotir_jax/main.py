@@ -69,11 +69,11 @@ def main(argv: list[str]) -> None:
     if _OPTIMIZATION_LEVEL.value:
         jax.config.update("jax_optimization_level", _OPTIMIZATION_LEVEL.value)
     if _MODE.value == "compile":
-        with files.one_line(_DEBUG.value):
+        with files.errors_on_one_line(_DEBUG.value):
             result = report.report(_CONFIG.value, _TOPOLOGY.value, _NUM_SLICES.value, _STAGE.value)
         print(json.dumps(result))
         sys.exit(0 if result["fits"] else 1)
-    with processes.leaving_together(), files.one_line(_DEBUG.value):
+    with processes.leaving_together(), files.errors_on_one_line(_DEBUG.value):
         processes.initialize(
             processes.find_place(
                 _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
