@@ -33,6 +33,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield temporary
         sync(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        if str(error.filename) == str(temporary):
+            error.filename = str(path)  # the name that the user knows
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -58,13 +62,14 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def one_line(error: BaseException, limit: int | None = None) -> str:
-    """Returns an error's message on one line, or the error's class name where it has none.
+    """Returns an error's message on one line, or what kind of error it is where it has none.
 
     Args:
       error: any exception.
       limit: most characters, for messages of libraries, which can fill pages.
     """
-    return (" ".join(str(error).split()) or type(error).__name__)[:limit]
+    kind = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+    return (" ".join(str(error).split()) or kind)[:limit]
 
 
 @contextlib.contextmanager

@@ -46,6 +46,13 @@ def test_a_full_disk_leaves_the_old_file(target):
     assert os.listdir(target.parent) == [target.name]
 
 
+def test_errors_name_the_target(tmp_path):
+    path = tmp_path / "missing" / "file"
+    with pytest.raises(FileNotFoundError) as failure:
+        files.write_text(path, "")
+    assert failure.value.filename == str(path)
+
+
 def test_a_killed_process_leaves_the_old_file(target):
     script = (
         "import os, signal, sys; from cotir_jax import files\n"
@@ -76,7 +83,8 @@ def test_two_writers_of_one_file_do_not_meet(target):
     [
         (ValueError("two\n  lines\tof text\n"), None, "two lines of text"),
         (ValueError("two\n  lines"), 5, "two l"),
-        (MemoryError(), None, "MemoryError"),
+        (MemoryError(), None, "not enough memory"),
+        (EOFError(), None, "EOFError"),
     ],
 )
 def test_messages_fit_one_line(error, limit, line):
@@ -87,8 +95,8 @@ def test_messages_fit_one_line(error, limit, line):
     ("error", "line"),
     [
         (ValueError("bad\nvalue"), "error: bad value\n"),
-        (OSError(errno.EACCES, "Permission denied", "x"), "error: [Errno 13] Permission denied: 'x'\n"),
-        (MemoryError(), "error: MemoryError\n"),
+        (OSError(errno.EACCES, "No permission", "x"), "error: [Errno 13] No permission: 'x'\n"),
+        (MemoryError(), "error: not enough memory\n"),
         (
             OSError(errno.ENOSPC, "No space left on device"),
             "error: [Errno 28] No space left on device: what was saved before is unchanged; free "

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "cotir_jax"
 # A room (a file or package at the top level) -> what it may import of the others.
 MAY_IMPORT = {
     "files": set(),
-    "parallel": set(),
+    "parallel": {"files"},
     "images": {"files"},
     "models": {"parallel"},
     "bench": {"files", "images.pictures"},
@@ -27,7 +27,7 @@ MAY_IMPORT = {
         "files", "parallel", "models", "text", "images", "bench.listing", "checkpoints",
         "explaining",
     },
-    "compiling": {"parallel", "models", "text", "data", "training"},
+    "compiling": {"files", "parallel", "models", "text", "data", "training"},
     "scoring": {"files", "images.pictures", "bench", "conversion.torch_files"},
     "commands": {
         "files", "parallel", "models", "text", "images", "bench", "data", "checkpoints",
