@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cotir_jax import files
+
 
 def restore(path: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Reads the named arrays, each device its own part; others in the checkpoint are not read.
@@ -77,7 +79,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # of many kinds
-        reason = " ".join(str(error).split())[:200]
+        reason = files.one_line(error, 200)
         raise ValueError(
             f"{path}: cannot be read ({reason}); write the model folder anew"
         ) from None

@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
+from cotir_jax import files
 from cotir_jax.checkpoints.arrays import restore
 from cotir_jax.checkpoints.new_folder import new_folder
 from cotir_jax.models import autoencoder, presets
@@ -119,7 +120,7 @@ def description(folder: Path) -> dict[str, Any]:
             f"{folder}: not a model folder (no model.json); cotir convert and training write them"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+        reason = files.one_line(error)
         raise ValueError(f"{path}: damaged ({reason}); write the model folder anew") from None
     return described
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 from jax.experimental import multihost_utils
+
+from cotir_jax import files
 
 
 @contextlib.contextmanager
@@ -55,8 +56,7 @@ def _sync(folder: Path) -> None:
     """Waits until all files are on the disk: a name must not outlive a power cut without them."""
     for path in folder.rglob("*"):
         if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
+            files.sync(path)
 
 
 def _together(what: str) -> None:

@@ -14,6 +14,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from cotir_jax import files
+
 METRIC = "validation_psnr"
 
 
@@ -122,7 +124,7 @@ class _readable:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         # A connection that broke is another process's end, not the storage's.
         if isinstance(error, Exception) and not isinstance(error, jax.errors.JaxRuntimeError):
-            reason = " ".join(str(error).split())[:300]
+            reason = files.one_line(error, 300)
             raise ValueError(
                 f"{self.doing} {self.folder} failed: {reason}. Earlier checkpoints are unchanged; "
                 "free some space or repair the folder and run the same command again"
