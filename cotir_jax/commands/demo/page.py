@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cotir_jax import files
 from cotir_jax.bench.composites import SINGLES, apply_chain, folder_name, sample_chain
 from cotir_jax.bench.words.phrases import prompt_files
 from cotir_jax.images.photo import read_photo
@@ -147,7 +148,7 @@ def _restore_function(gr: Any, restorer: Restorer, max_megapixels: float) -> Cal
                 progress=lambda done, total: progress((done, total), desc="Restoring"),
             )
         except (ValueError, OSError, MemoryError) as error:
-            raise gr.Error(_one_line(error), duration=None, print_exception=False) from None
+            raise gr.Error(files.one_line(error), duration=None, print_exception=False) from None
         before_after = _preview(photo.pixels), _preview(restored.image)
         return before_after, describe(restored.thoughts), restored
 
@@ -162,7 +163,7 @@ def _encode_function(gr: Any, folder: Path) -> Callable:
                 raise ValueError("restore a photo first")
             restored.save(path, int(quality))
         except (ValueError, OSError) as error:
-            raise gr.Error(_one_line(error), duration=None, print_exception=False) from None
+            raise gr.Error(files.one_line(error), duration=None, print_exception=False) from None
         return str(path)
 
     return encode
@@ -215,7 +216,3 @@ def _write_examples(folder: Path) -> list[list[str]]:
         Image.fromarray(degraded).save(path)
         examples.append([str(path), prompts[folder_name(name)][0]])
     return examples
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or "not enough memory for this picture"
