@@ -18,6 +18,7 @@ import ml_collections
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
+from cotir_jax import files
 from cotir_jax.compiling import abstract_run, program
 from cotir_jax.data.batches import Stage
 from cotir_jax.models import flops, presets
@@ -130,7 +131,7 @@ def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
         reason = str(error).splitlines()[0]
         raise ValueError(f"--topology={topology}: {reason}") from None
     except (RuntimeError, ImportError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = files.one_line(error, 200)
         raise ValueError(
             f"libtpu is needed to compile for TPUs: pip install libtpu ({reason})"
         ) from None
