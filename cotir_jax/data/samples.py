@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from cotir_jax import files
 from cotir_jax.bench.words.thoughts import parse_thoughts
 from cotir_jax.images.pictures import load_picture
 
@@ -98,7 +99,7 @@ def _open(name: str, data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data))
     except _READ_ERRORS as error:
-        raise CorruptSample(f"{name}: {_reason(error)}") from error
+        raise CorruptSample(f"{name}: {files.one_line(error)}") from error
 
 
 def _crop(
@@ -112,8 +113,4 @@ def _crop(
         patch = image.crop(box)
         return np.asarray(patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else patch)
     except _READ_ERRORS as error:
-        raise CorruptSample(f"{name}: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise CorruptSample(f"{name}: {files.one_line(error)}") from error

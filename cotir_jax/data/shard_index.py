@@ -4,13 +4,11 @@ The index is made once and kept beside the shards, so that later starts read one
 every tar header. A benchmark in ArrayRecord files (``bench/records.py``) needs none.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
 import os
 import tarfile
-import uuid
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cotir_jax import files
 from cotir_jax.bench.records import is_data_set, open_split, read_info
 from cotir_jax.data.prompts import VAGUE_FILE, Prompts, load_prompts
 
@@ -297,9 +296,8 @@ def _scan_shard(path: Path) -> tuple[list[list[tuple[int, int]]], str]:
 
 
 def _keep(cache: Path, header: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-    temporary = cache.with_name(f".{cache.name}.{uuid.uuid4().hex}.part")
     try:
-        with open(temporary, "wb") as stream:
+        with files.atomic_path(cache) as temporary, open(temporary, "wb") as stream:
             np.savez(
                 stream,
                 header=header,
@@ -307,11 +305,8 @@ def _keep(cache: Path, header: np.ndarray, arrays: dict[str, np.ndarray]) -> Non
                 offsets=arrays["offsets"],
                 sizes=arrays["sizes"],
             )
-        os.replace(temporary, cache)
     except OSError as error:
         _log.warning("%s cannot be written (%s); the index stays in memory", cache, error)
-        with contextlib.suppress(OSError):  # the folder may have become read-only
-            temporary.unlink(missing_ok=True)
 
 
 def _ranges(files: list[Path], degradations: tuple[str, ...], shard: np.ndarray) -> np.ndarray:
