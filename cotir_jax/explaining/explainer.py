@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from cotir_jax import files
 from cotir_jax.bench.composites import SINGLES
 from cotir_jax.explaining.calibration import Calibration, sigmoid
 from cotir_jax.explaining.read_out import (
@@ -316,13 +316,8 @@ def save_file(path: Path, read_out: ReadOut, calibration: Calibration | None) ->
     if calibration:
         kept = {name: np.asarray(value) for name, value in calibration._asdict().items()}
         arrays |= {f"calibration_{name}": value for name, value in kept.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as stream:
-            np.savez_compressed(stream, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with files.atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.savez_compressed(stream, **arrays)
 
 
 def load_file(path: Path) -> tuple[ReadOut, Calibration | None]:
@@ -346,7 +341,7 @@ def load_file(path: Path) -> tuple[ReadOut, Calibration | None]:
             raise ValueError("calibration of unknown degradations")
         return read_out, calibration
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = files.one_line(error)
         raise ValueError(f"{path}: damaged ({reason}); delete it and run cotir calibrate") from None
 
 
