@@ -8,7 +8,6 @@ with them into what is written. CMYK, Lab and other spaces are converted to sRGB
 from __future__ import annotations
 
 import dataclasses
-import errno
 import logging
 import math
 import os
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyvips
 
+from cotir_jax import files
 from cotir_jax.images import loaders
 from cotir_jax.images.exif import add_to_image, add_to_tiff, from_tiff, set_upright
 
@@ -38,7 +38,6 @@ _INTERPRETATIONS = {  # dtype and number of colours: how libvips calls it
 # Lines of libvips's errors that say no more than that there was one.
 _UNTOLD = ("source: bad seek", "unable to ", "vips__")
 Opened = tuple[pyvips.Image, Path | str | bytes]
-_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 # What libvips warns of is raised where it matters, and would otherwise go to stderr.
 logging.getLogger("pyvips").addHandler(logging.NullHandler())
@@ -108,7 +107,7 @@ def photo_size(source: Path | str | bytes, name: str = "") -> tuple[int, int]:
 def write_photo(photo: Photo, path: Path | str, quality: int = 95) -> None:
     """Writes a photograph with its metadata; the suffix picks the format.
 
-    The file appears whole or not at all: it is written under a temporary name, then renamed.
+    The file appears completely or not at all.
 
     | suffix | bits | alpha | quality |
     |---|---|---|---|
@@ -134,24 +133,19 @@ def write_photo(photo: Photo, path: Path | str, quality: int = 95) -> None:
     if not 1 <= quality <= 100:
         raise ValueError(f"quality={quality}: expected 1 to 100")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with temporary.open("w+b") as file:
+        with files.atomic_path(path) as temporary, temporary.open("w+b") as file:
             target = pyvips.Target.new_to_descriptor(file.fileno())
             saver, options = _saver(suffix, quality, photo.pixels.dtype)
             getattr(_encodable(photo, suffix), saver)(target, **options)
             if suffix in (".tif", ".tiff") and photo.exif:
                 add_to_tiff(file, photo.exif)
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
     except pyvips.Error as error:
         reason = _reason(error)
-        for code in _NO_SPACE:
+        for code in files.NO_SPACE:
             if os.strerror(code) in str(error):
                 raise OSError(code, os.strerror(code), str(path)) from None
         raise ValueError(f"{path}: cannot be written ({reason}); try another format") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_pixels(pixels: np.ndarray) -> None:

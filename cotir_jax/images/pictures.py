@@ -4,12 +4,13 @@ A picture is a uint8 array ``[height, width, 3]``, RGB, 0 to 255.
 """
 
 import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from cotir_jax import files
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -42,7 +43,7 @@ def load_picture(source: Path | str | bytes, name: str = "") -> np.ndarray:
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file; check the path") from None
     except (*_READ_ERRORS, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = files.one_line(error)
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not a picture in a format that Pillow knows"
         raise ValueError(
@@ -85,7 +86,7 @@ def encode_png(picture: np.ndarray, compress_level: int = 6) -> bytes:
 def save_picture(picture: np.ndarray, path: Path | str) -> None:
     """Write uint8 ``[height, width, 3]``; the suffix picks the format (JPEG at quality 95).
 
-    The file appears whole or not at all: it is written under a temporary name, then renamed.
+    The file appears completely or not at all.
 
     Raises:
         ValueError: the array is no picture, or the suffix is none of ``PICTURE_SUFFIXES``.
@@ -96,16 +97,12 @@ def save_picture(picture: np.ndarray, path: Path | str) -> None:
     if suffix not in PICTURE_SUFFIXES:
         raise ValueError(f"{path}: suffix {suffix!r} is not one of {', '.join(PICTURE_SUFFIXES)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last, because Pillow picks the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{suffix}")
     options = {"quality": 95, "subsampling": 0} if suffix in (".jpg", ".jpeg") else {}
     if suffix == ".webp":
         options = {"lossless": True}
-    try:
-        Image.fromarray(picture).save(temporary, **options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    kind = Image.registered_extensions()[suffix]
+    with files.atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary, kind, **options)
 
 
 def list_pictures(folder: Path | str) -> list[Path]:
