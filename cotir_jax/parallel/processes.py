@@ -26,6 +26,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from orbax.checkpoint import multihost
 
+from cotir_jax import files
+
 # A process that has not been heard from for so long is taken for dead, and the others stop.
 _SILENCE_SECONDS = 40
 # How long to wait for a process that is heard from: it may be compiling or restoring pictures.
@@ -119,7 +121,7 @@ def initialize(place: Place | None) -> None:
         elif place is None and (_slurm_processes(os.environ) > 1 or _has_tpu()):
             jax.distributed.initialize(**timeouts)
     except Exception as error:  # of many kinds
-        reason = " ".join(str(error).split())[:300]
+        reason = files.one_line(error, 300)
         raise ValueError(
             f"could not join the other processes ({reason}): the coordinator is process 0's host "
             "and a free port, reachable from all; give --coordinator, --num_processes and "
@@ -244,7 +246,7 @@ def leaving_together() -> Iterator[None]:
         if clean or not jax.distributed.is_initialized() or jax.process_count() == 1:
             raise
         if isinstance(error, jax.errors.JaxRuntimeError):
-            reason = " ".join(str(error).split())[:200]
+            reason = files.one_line(error, 200)
             print(f"error: another process stopped ({reason}); {CONTINUE}", file=sys.stderr)
         elif not isinstance(error, SystemExit):
             traceback.print_exc()
