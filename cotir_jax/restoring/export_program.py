@@ -10,7 +10,6 @@ older (docs.jax.dev, "Exporting and serializing").
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from cotir_jax import files
 from cotir_jax.images import tiling
 from cotir_jax.models import pipeline
 from cotir_jax.restoring.restorer import DEFAULT_PROMPT, Restorer
@@ -76,12 +76,7 @@ def export_program(
     data = exported.serialize()
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_bytes(path, data)
     return len(data)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from cotir_jax import files
 from cotir_jax.images.photo import SUFFIXES, Photo, photo_size, read_photo
 from cotir_jax.images.pictures import save_picture, side_by_side
 from cotir_jax.restoring.restorer import DEFAULT_PROMPT
@@ -241,6 +241,4 @@ def _eight_bits(pixels: np.ndarray) -> np.ndarray:
 
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    files.write_text(path, json.dumps(content, indent=1) + "\n")

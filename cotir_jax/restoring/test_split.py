@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cotir_jax import files
 from cotir_jax.bench.listing import find_lq, read_listing
 from cotir_jax.images.pictures import load_picture, save_picture
 
@@ -94,6 +94,4 @@ def _check_settings(out: Path, settings: dict[str, Any]) -> None:
             "name another folder or remove this one"
         )
     out.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".settings.{os.getpid()}.part")
-    temporary.write_text(json.dumps(settings) + "\n")
-    os.replace(temporary, path)
+    files.write_text(path, json.dumps(settings) + "\n")
