@@ -10,6 +10,7 @@ from typing import Any
 import ml_collections
 from jax.sharding import Mesh
 
+from cotir_jax import files
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.data.batches import Stage
 from cotir_jax.models import presets
@@ -171,9 +172,7 @@ def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if not processes.is_first():
         return
     workdir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(ours, indent=1, sort_keys=True) + "\n")
-    temporary.rename(path)
+    files.write_text(path, json.dumps(ours, indent=1, sort_keys=True) + "\n")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
