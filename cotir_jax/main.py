@@ -189,9 +189,9 @@ def parse_flags(argv: list[str]) -> list[str]:
                     accepted = sorted(node.keys()) if hasattr(node, "keys") else "no fields"
                     sys.exit(f"error: config has no field {field[1]!r}: accepted are {accepted}")
                 node = node[name]
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {files.one_line(error)}")
     except flags.Error as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
+        sys.exit(f"error: {files.one_line(error)}")
 
 
 if __name__ == "__main__":
