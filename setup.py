@@ -18,8 +18,15 @@ setup(
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     python_requires=">=3.11",
-    packages=find_packages(include=["cotir_jax*", "configs"]),
-    package_data={"cotir_jax": ["weights/**/*", "weights/**/.*", "templates/*.html"]},
+    license="Apache-2.0",
+    classifiers=[
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
+        "Intended Audience :: Science/Research",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
+    # `cotir_jax/configs` is a link to `configs/`, so the configs are installed as cotir_jax.configs.
+    packages=find_packages(include=["cotir_jax*"]),
+    package_data={"cotir_jax": ["weights/**/*", "weights/**/.*", "**/*.html"]},
     install_requires=requirements,
     extras_require={
         "tpu": ["jax[tpu]"],

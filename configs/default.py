@@ -1,13 +1,16 @@
 """Every field of a run, with the published training recipe as values (SPEC section 5).
 
-Files for a machine or a purpose override it. Any field can be set on the command line:
-`--config.train.steps=10`. The part after a colon picks the model: `configs/default.py:klein-4b`.
+    python -m cotir_jax.main --config=default:klein-4b --workdir=RUN --config.init=MODEL_FOLDER
+
+The configs of machines (`gpu`, `tpu_v5e`, ...) override it: start from those, which say what is
+known of time and results. Any field can be set on the command line, `--config.train.steps=10`; the
+part after a colon picks the model.
 """
 
 import ml_collections
 
 # Batch per device in the four stages, as published (SPEC section 5). How many devices the release
-# trained on is not known; eight are taken here.
+# trained on is not known; this assumes eight.
 _BATCH_SIZES = {
     "klein-4b": (12, 10, 6, 4),
     "klein-9b": (6, 4, 2, 1),
@@ -29,7 +32,7 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     # Fields of the preset to replace, as text: "hidden_size=256, remat='dots'".
     config.model.overrides = ""
 
-    # Devices along each axis; -1 takes what is left.
+    # Devices along each axis; -1 takes all that remain.
     config.mesh = ml_collections.ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
     # Logical axis of a weight -> mesh axis.
     config.sharding_rules = (
@@ -42,10 +45,10 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     data = config.data = ml_collections.ConfigDict()
     # A CoTIR-Bench folder. Empty: build one from `bench` in the workdir first.
     data.dir = ""
-    # Make every training sample when it is read, from `bench`, so that none comes twice; `dir`, or
-    # what is built in its place, then serves validation and test alone.
+    # Make every training sample from `bench` when it is read, so that none comes twice; `dir`, or
+    # what is built in its place, is then used only for validation and test.
     data.fresh = False
-    # Sides in pixels of fresh samples, in turns, before they are cropped; empty: `bench.size`.
+    # Sides in pixels of fresh samples before they are cropped, in turn; empty: `bench.size`.
     data.fresh_sizes = ()
     # Probability that a fresh sample shows its photo in other colours.
     data.recoloured = 0.0
@@ -62,7 +65,7 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     # Samples of each degradation that are kept from training and used to choose the best
     # checkpoint. The test split is never looked at while training.
     data.validation = 1
-    # Memory for embeddings of texts that come again, in GB (10^9 bytes). One text takes 7.9 MB with
+    # Memory for embeddings of repeated texts, in GB (10^9 bytes). One text takes 7.9 MB with
     # klein-4b and 37 KB with nano.
     data.text_cache_gb = 64.0
 
@@ -101,17 +104,17 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     train.learning_rate = 5e-4
     train.warmup_steps = 2000
     train.learning_rate_floor = 5e-5
-    # "adamw", as published, or "muon", whose steps cost more and teach nano more (README).
+    # "adamw", as published, or "muon", whose steps cost more and lower nano's loss more.
     train.optimizer = "adamw"
     train.weight_decay = 0.01
     train.b1 = 0.9
     train.b2 = 0.999
     train.clip_norm = 1.0
     # Text embeddings: "ahead" encodes each text once and keeps it in host memory, for data whose
-    # texts come again; "in_step" encodes the batch's texts as part of the step, each device its
-    # own, for data where nearly every text is new.
+    # texts repeat; "in_step" encodes the batch's texts as part of the step, each device its own
+    # part, for data where nearly every text is new.
     train.text_encoders = "ahead"
-    # Micro-batches per step: memory of a part, gradient of the whole.
+    # Micro-batches per step: the memory of one, the gradient of all.
     train.accumulate = 1
     # Decay of an average of the weights that validation and the result use; 0: none.
     train.ema_decay = 0.0
@@ -125,7 +128,7 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     # delta of scene, degradation, plan.
     constraints.tolerances = (1e-4, 1e-4, 1e-4)
     constraints.learning_rate = 1e-4
-    # Multipliers at the start; with learning rate 0 they stay, as weights of a fixed sum of losses.
+    # Multipliers at the start; with learning rate 0 they are fixed weights of the losses.
     constraints.initial = 0.0
     # A multiplier for each degradation instead of one for all.
     constraints.per_degradation = False
@@ -133,7 +136,7 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     constraints.mask_padding = False
 
     log = config.log = ml_collections.ConfigDict()
-    # Steps between lines of metrics, each the mean since the last.
+    # Steps between lines of metrics; each line is the mean since the one before.
     log.every = 100
     # Pictures lq | restored | hq shown at every validation.
     log.pictures = 8
@@ -141,13 +144,13 @@ def get_config(model: str = "klein-4b") -> ml_collections.ConfigDict:
     profile = config.profile = ml_collections.ConfigDict()
     # Step after which a trace for TensorBoard's profile page begins, in workdir/profile; 0: none.
     profile.at = 0
-    # Steps that it shows.
+    # Steps in the trace.
     profile.steps = 3
 
     checkpoint = config.checkpoint = ml_collections.ConfigDict()
     # Steps between checkpoints; each is validated on the held-out samples.
     checkpoint.every = 2000
-    # Latest checkpoints to keep, beside the best one.
+    # Latest checkpoints to keep, besides the best one.
     checkpoint.keep = 3
 
     evaluate = config.evaluate = ml_collections.ConfigDict()

@@ -6,7 +6,7 @@ Two CPU cores, from the packaged weights: see README for time and figures. From 
 `--config.init=scratch`.
 """
 
-from configs import default
+from cotir_jax.configs import default
 
 
 def get_config(model: str = "nano"):

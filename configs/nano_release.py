@@ -1,17 +1,19 @@
-"""The run behind nano's weights: 13 minutes beside a GPU with 16 CPU cores, days on two cores.
+"""Trains the nano that ships: from nothing, on photos of BSDS500.
 
-    launch/nano_release.sh PHOTOS TEST_PHOTOS OUT
+    launch/nano_release.sh PHOTOS TEST_PHOTOS OUT --config.data.workers=15
 
-trains with it, chooses the floors of the head (`models/detail.py`) and calibrates explanations; the
-same command again continues. All degradations and composites, every sample made when it is read, so
-that none comes twice. Beside a GPU add `--config.data.workers=15`, one fewer than cores.
+trains with this config, chooses the floors of the head (`models/nano_head.py`) and calibrates
+explanations; the same command again continues. All degradations and composites; every sample is
+made when it is read, so that none comes twice. Training took 13 minutes on one H200 with 16 CPU
+cores (set `data.workers` to one fewer than cores); on two CPU cores it takes days. Result on 385
+pictures of Set5 and Set14 with precise prompts: PSNR 18.12 -> 23.04 dB, SSIM 0.646 -> 0.784.
 """
 
-from configs import nano
+from cotir_jax.configs import nano
 
 # Samples of a degradation in a round: the inverse of the squared error that remains on validation
-# pictures, for the loss of a nearly clean picture is so small that little is learned about it
-# otherwise. More for what lost structure (SSIM) that the input had.
+# pictures, because the loss of a nearly clean picture is so small that little is learned about it
+# otherwise. There are more for degradations where results lost structure (SSIM).
 SHARES = {
     24: ("watermark",),
     20: ("specular-reflection",),
@@ -109,7 +111,7 @@ def get_config(model: str = "nano"):
     config.bench.degradations = "all"
     config.bench.size = 256
     # Nothing reads the pictures that are built: training samples are fresh, and the release is
-    # scored by `cotir restore` and `cotir evaluate` (README).
+    # scored by `cotir restore` and `cotir evaluate`.
     config.bench.samples_per_degradation = 1
     config.bench.test_per_degradation = 0
     config.data.validation = 0
@@ -117,14 +119,14 @@ def get_config(model: str = "nano"):
     config.log.every = 10
     config.train.learning_rate_floor = 1e-6
     config.train.steps = STEPS
-    # Crops of the size that nano restores in: light and veil are judged by the whole window.
+    # Crops of the size that nano restores in: it judges light and haze by the complete window.
     config.train.stages = ((STEPS, 256, 32),)
-    # On the same samples its loss was 13 % below AdamW's (README).
+    # On the same samples its loss was 13 % below AdamW's.
     config.train.optimizer = "muon"
     config.train.learning_rate = 8e-4
     config.train.warmup_steps = 200
     config.train.ema_decay = 0.998
-    # The ascent alone (3e-4 a step) would reach one only in the middle of the run.
+    # By the ascent only (3e-4 a step) they would reach one in the middle of the run.
     config.constraints.initial = 2.0
     config.checkpoint.every = 500
     return config

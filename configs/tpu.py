@@ -1,25 +1,31 @@
-"""What the files of the TPU versions share: slices of 16 chips, the published models."""
+"""What the configs of the TPU versions share: slices of 16 chips, the published models."""
 
 import ml_collections
 
-from configs import default
+from cotir_jax.configs import default
 
 _CHIPS = 16
-# Samples of a stage beside the 512-pixel one's: smaller pictures, more of them, but not in
-# proportion, as a sample's 512 rows of text stay.
+# Samples of a stage relative to the 512-pixel one: smaller pictures, more of them, but not in
+# proportion, because a sample's 512 rows of text stay.
 _MORE = {128: 3, 256: 2.5, 384: 1.5, 512: 1}
 
 
-def get_config(model: str, samples: dict[str, int]) -> ml_collections.ConfigDict:
-    """The config of a model on slices of 16 chips.
+def slice_config(model: str, samples: dict[str, int]) -> ml_collections.ConfigDict:
+    """Returns the config of a model on slices of 16 chips.
 
     Args:
-      model: preset; its part after the colon of `--config`.
-      samples: of a device at 512 x 512 pixels, by model: the most that leave 10 % of the memory
-        that programs may use, found with `--mode=compile`.
+      model: preset, the part of `--config` after the colon.
+      samples: samples per device at 512 x 512 pixels, by model: the most that leave 10 % of the
+        memory that programs may use, found with `--mode=compile`.
+
+    Raises:
+      ValueError: `samples` has no such model.
     """
+    published = model.replace("-base", "").removesuffix("-kv")
+    if model != "nano" and published not in samples:
+        raise ValueError(f"model {model!r}: accepted are nano, {', '.join(samples)}")
     config = default.get_config(model)
-    if model == "nano":  # small enough to be whole on every device
+    if model == "nano":  # small enough for a full copy on every device
         config.mesh.update({"data": -1, "fsdp": 1})
         config.train.trainable = "all"
         return config
@@ -28,7 +34,7 @@ def get_config(model: str, samples: dict[str, int]) -> ml_collections.ConfigDict
     config.mesh.update({"data": -1, "fsdp": _CHIPS, "tensor": 1})
     # The published benchmark's texts are all different: each device encodes its own.
     config.train.text_encoders = "in_step"
-    each = samples[model.replace("-base", "").removesuffix("-kv")]
+    each = samples[published]
     # Even numbers, so that texts are encoded several at a time.
     config.train.stages = tuple(
         (last, patch, (each if patch == 512 else 2 * int(_MORE[patch] * each / 2)) * _CHIPS)

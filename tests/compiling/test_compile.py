@@ -14,7 +14,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from configs import default, tpu_v4, tpu_v5e, tpu_v5p, tpu_v6e
+from cotir_jax.configs import default, tpu_v4, tpu_v5e, tpu_v5p, tpu_v6e
 from cotir_jax.compiling import abstract_run, report
 from cotir_jax.compiling.program import collectives, out_of_memory
 from cotir_jax.models import flops, pipeline, presets

@@ -300,7 +300,7 @@ def test_a_published_model_does_not_start_from_nothing(tmp_path):
 
 
 def test_configs_of_all_published_models():
-    from configs import default
+    from cotir_jax.configs import default
 
     for model, batch in (("klein-4b", 32), ("klein-9b", 8), ("kontext-12b", 16)):
         config = default.get_config(model)

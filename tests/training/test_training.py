@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support.xla_flags import xla_flags
 
-from configs import nano
+from cotir_jax.configs import nano
 from cotir_jax.bench.build import build_bench
 from cotir_jax.training import loop
 from cotir_jax.training.config import check_config
