@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from cotir_jax.models.autoencoder_layers import GROUPS, Decoder, Encoder, in_tiles
+from cotir_jax.models.autoencoder_layers import GROUPS, Decoder, Encoder
 from cotir_jax.models.lora import Linear
+from cotir_jax.models.tiles import in_tiles
 
 KINDS = ("flux1", "flux2")
 
@@ -228,7 +229,7 @@ class Autoencoder(nnx.Module):
             largest=self.config.tile // self.patch,
             scale_in=self.patch,
             scale_out=1,
-            channels_out=4 * self.config.latent_channels,
+            channels=4 * self.config.latent_channels,
         )
 
     def decode(self, latents: jax.Array) -> jax.Array:
@@ -247,7 +248,7 @@ class Autoencoder(nnx.Module):
             largest=self.config.tile // self.patch,
             scale_in=1,
             scale_out=self.patch,
-            channels_out=3,
+            channels=3,
         )
 
     def _needs_tiles(self, height: int, width: int) -> bool:

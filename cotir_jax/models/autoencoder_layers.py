@@ -1,16 +1,15 @@
-"""Encoder and decoder of the FLUX autoencoders (SPEC section 4), and the walk over tiles.
+"""Encoder and decoder of the FLUX autoencoders (SPEC section 4).
 
 Everything is channels-last, `[batch, height, width, channels]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from einops import rearrange
 from flax import nnx
 
@@ -241,105 +240,3 @@ class Decoder(nnx.Module):
         for level in self.levels:
             x = level(x)
         return self.conv_out(nnx.silu(self.norm_out(x)))
-
-
-def tile_plan(side: int, largest: int) -> tuple[int, list[int], int]:
-    """Cuts one side into overlapping tiles of one size, as few and as small as they can be.
-
-    Args:
-      side: length of the side, in latent positions (packed).
-      largest: of a tile, at least 4.
-
-    Returns:
-      size of the tiles, where each starts, and the least overlap of neighbours (a quarter of
-      `largest`, 0 for a single tile).
-    """
-    if side <= largest:
-        return side, [0], 0
-    overlap = largest // 4
-    count = -(-(side - overlap) // (largest - overlap))
-    size = -(-(side + (count - 1) * overlap) // count)
-    return size, [i * (side - size) // (count - 1) for i in range(count)], overlap
-
-
-def tile_weights(side: int, largest: int, scale: int) -> np.ndarray:
-    """How much each tile counts at its positions; at every place of the side the sum is 1.
-
-    A tile counts nothing in the outer quarter of the overlap, where the padding of convolutions
-    reaches; from there its weight rises smoothly (raised cosine) over half the overlap. The ends of
-    the side itself have no such margin.
-
-    Args:
-      side, largest: as in `tile_plan`.
-      scale: samples for each latent position (1 for latents, the patch for pixels).
-
-    Returns:
-      float32 `[tiles, size * scale]`.
-    """
-    size, starts, overlap = tile_plan(side, largest)
-    inside = (np.arange(size * scale) + 0.5) / scale  # distance from the tile's first edge
-    weights = np.ones((len(starts), size * scale))
-    for index in range(1, len(starts)):
-        ramp = np.clip((inside - overlap / 4) / (overlap / 2), 0, 1)
-        rise = 0.5 - 0.5 * np.cos(np.pi * ramp)
-        weights[index] *= rise
-        weights[index - 1] *= rise[::-1]
-    total = np.zeros(side * scale)
-    for start, weight in zip(starts, weights, strict=True):
-        total[start * scale :][: len(weight)] += weight
-    for start, weight in zip(starts, weights, strict=True):
-        weight /= total[start * scale :][: len(weight)]
-    return weights.astype(np.float32)
-
-
-def in_tiles(
-    function: Callable[[jax.Array], jax.Array],
-    x: jax.Array,
-    *,
-    largest: int,
-    scale_in: int,
-    scale_out: int,
-    channels_out: int,
-) -> jax.Array:
-    """Applies a function tile after tile and blends the results where tiles overlap.
-
-    The tiles have one size, so the function is compiled once, and they run one after another:
-    memory is that of one tile (of every picture in the batch), the input and the result.
-
-    Args:
-      function: `[batch, size * scale_in, size * scale_in, channels]` to
-        `[batch, size * scale_out, size * scale_out, channels_out]`; sides may differ.
-      x: `[batch, height * scale_in, width * scale_in, channels]`.
-      largest: side of a tile in latent positions, at most.
-      scale_in, scale_out: samples for each latent position.
-      channels_out: of the result.
-
-    Returns:
-      float32 `[batch, height * scale_out, width * scale_out, channels_out]`.
-    """
-    batch, height, width = x.shape[0], x.shape[1] // scale_in, x.shape[2] // scale_in
-    (tile_height, tops, _), (tile_width, lefts, _) = (
-        tile_plan(side, largest) for side in (height, width)
-    )
-    all_tops, all_lefts = jnp.asarray(tops), jnp.asarray(lefts)
-    rows, columns = (
-        jnp.asarray(tile_weights(side, largest, scale_out)) for side in (height, width)
-    )
-
-    def add_tile(index: jax.Array, result: jax.Array) -> jax.Array:
-        row, column = index // len(lefts), index % len(lefts)
-        top, left = all_tops[row], all_lefts[column]
-        tile = jax.lax.dynamic_slice(
-            x,
-            (0, top * scale_in, left * scale_in, 0),
-            (batch, tile_height * scale_in, tile_width * scale_in, x.shape[3]),
-        )
-        weight = rows[row][:, None, None] * columns[column][:, None]
-        corner = (0, top * scale_out, left * scale_out, 0)
-        size = (batch, tile_height * scale_out, tile_width * scale_out, channels_out)
-        before = jax.lax.dynamic_slice(result, corner, size)
-        after = before + function(tile).astype(jnp.float32) * weight
-        return jax.lax.dynamic_update_slice(result, after, corner)
-
-    empty = jnp.zeros((batch, height * scale_out, width * scale_out, channels_out), jnp.float32)
-    return jax.lax.fori_loop(0, len(tops) * len(lefts), add_tile, empty)

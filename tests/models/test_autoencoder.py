@@ -24,7 +24,8 @@ from cotir_jax.models.autoencoder import (
     AutoencoderConfig,
     PatchAutoencoder,
 )
-from cotir_jax.models.autoencoder_layers import attend, in_tiles, tile_plan, tile_weights
+from cotir_jax.models.autoencoder_layers import attend
+from cotir_jax.models.tiles import in_tiles, overlap_add, tile_plan, tile_weights
 
 TINY = dict(channels=32, multipliers=(1, 2), num_res_blocks=1, latent_channels=4)
 LAYOUTS = {"": names.native, ".diffusers": names.diffusers}
@@ -239,12 +240,29 @@ def test_tiles_cover_each_side_with_weights_that_sum_to_one():
 def test_tiles_of_a_local_function_give_the_whole_exactly(height, width):
     patches = PatchAutoencoder(4)
     pictures = jax.random.normal(jax.random.key(0), (2, 4 * height, 4 * width, 3))
-    latents = in_tiles(
-        patches.encode, pictures, largest=16, scale_in=4, scale_out=1, channels_out=48
-    )
+    latents = in_tiles(patches.encode, pictures, largest=16, scale_in=4, scale_out=1, channels=48)
     np.testing.assert_allclose(latents, patches.encode(pictures), atol=1e-5)
-    back = in_tiles(patches.decode, latents, largest=16, scale_in=1, scale_out=4, channels_out=3)
+    back = in_tiles(patches.decode, latents, largest=16, scale_in=1, scale_out=4, channels=3)
     np.testing.assert_allclose(back, pictures, atol=1e-5)
+
+
+def test_several_tiles_a_call_give_the_same_and_know_their_corners():
+    """Six tiles in calls of four, the last one filled up; the function adds each tile's corner."""
+    x = jax.random.normal(jax.random.key(0), (2, 20, 28, 1))
+    starts = [0, 4], [0, 8, 12]
+    weights = np.ones((2, 16), np.float32), np.ones((3, 16), np.float32)
+
+    def shift(tiles, corners):
+        assert tiles.shape == (8, 16, 16, 1) and corners.shape == (4, 2)
+        return tiles + jnp.repeat(corners @ jnp.array([100, 1]), 2)[:, None, None, None]
+
+    expected = np.zeros(x.shape, np.float32)
+    for top in starts[0]:
+        for left in starts[1]:
+            tile = slice(None), slice(top, top + 16), slice(left, left + 16)
+            expected[tile] += x[tile] + (100 * top + left)
+    found = overlap_add(shift, x, starts, weights, channels=1, per_call=4)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_padding_inside_the_picture_does_not_show():
@@ -254,7 +272,7 @@ def test_padding_inside_the_picture_does_not_show():
         return jax.lax.reduce_window(x, 0.0, jax.lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME") / 9
 
     x = jax.random.uniform(jax.random.key(0), (1, 50, 50, 1), minval=1.0)
-    tiled = in_tiles(blur, x, largest=16, scale_in=1, scale_out=1, channels_out=1)
+    tiled = in_tiles(blur, x, largest=16, scale_in=1, scale_out=1, channels=1)
     np.testing.assert_allclose(tiled, blur(x), atol=1e-5)
 
 
