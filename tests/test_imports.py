@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "images": {"files"},
     "models": {"parallel"},
     "bench": {"files", "images.pictures"},
-    "text": {"models", "parallel"},
+    "text": {"files", "models", "parallel"},
     "data": {"files", "bench", "images.pictures", "text.tokenizer"},
     "checkpoints": {"files", "parallel", "models", "text"},
     "conversion": {"files", "models", "text", "checkpoints"},

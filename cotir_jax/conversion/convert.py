@@ -22,10 +22,12 @@ from cotir_jax.conversion.fresh import FreshWeights
 from cotir_jax.conversion.merge_lora import MERGED, lora_parts, merged_config, merged_layer
 from cotir_jax.conversion.name_tables import assemble_layer
 from cotir_jax.conversion.parts import File, Part
-from cotir_jax.conversion.published_folder import find, find_tokenizers, tokenizer_files
+from cotir_jax.conversion.published_folder import find, find_tokenizers
 from cotir_jax.conversion.streaming import Streamed, save_streamed
 from cotir_jax.conversion.torch_files import DTYPES, Tensors
 from cotir_jax.models.presets import CoTIRConfig
+from cotir_jax.text.published_tokenizer import read_tokenizer
+from cotir_jax.text.tokenizer import BakedTokenizer
 
 _FLOAT32 = np.dtype(np.float32)
 
@@ -50,7 +52,6 @@ def convert(
     *,
     merge_lora: bool = False,
     dtype: str | None = None,
-    check_tokenizer: Callable[[Path, str], int] = lambda folder, kind: 0,
     report: Callable[[str], None] = print,
 ) -> dict[str, int]:
     """Writes a model folder from published files.
@@ -65,8 +66,6 @@ def convert(
       merge_lora: fold LoRA into the base weights.
       dtype: of base weights, text encoders and their computation; by default the config's own and
         the text encoders' `config.json`.
-      check_tokenizer: called with a tokenizer's folder and its kind; gives one more than its
-        largest id, and raises `ValueError` for a folder that cannot be used.
       report: called with a line for each part, found or missing.
 
     Returns:
@@ -89,7 +88,7 @@ def convert(
         raise ValueError(f"--merge-lora: no lora.pt in {paths.base}; name it with --lora=FILE")
     chosen = plan(config, found, dtype)
     parts.check(chosen)
-    tokenizers = _find_tokenizers(config, paths, chosen, check_tokenizer)
+    tokenizers = _read_tokenizers(config, paths, chosen)
     arrays = {part.name: streamed_arrays(part, merge_lora) for part in chosen}
     total = sum(array.nbytes for part in arrays.values() for array in part.values())
     _check_space(Path(out), total)
@@ -112,11 +111,8 @@ def convert(
             elif part.name != "weights":
                 described["text_encoders"][part.name] = dataclasses.asdict(part.config)
         bar.close()
-        for kind, source in tokenizers.items():
-            target = folder / "tokenizers" / kind
-            target.mkdir(parents=True)
-            for file in tokenizer_files(source):
-                shutil.copyfile(file, target / file.name)
+        for kind, (_, tokenizer) in tokenizers.items():
+            tokenizer.save(folder / "tokenizers" / kind)
         model_folder.write_description(folder, described)
     used = sum(len(row.names) * len(row.names[0]) for part in chosen for row, _ in part.rows)
     return {"tensors": used, "bytes": total}
@@ -253,41 +249,32 @@ def _fresh_arrays(part: Part) -> dict[str, Streamed]:
     }
 
 
-def _find_tokenizers(
-    config: CoTIRConfig,
-    paths: Paths,
-    chosen: Sequence[Part],
-    check_tokenizer: Callable[[Path, str], int],
-) -> dict[str, Path]:
-    """Tokenizer folders by text encoder; every one is tried."""
+def _read_tokenizers(
+    config: CoTIRConfig, paths: Paths, chosen: Sequence[Part]
+) -> dict[str, tuple[Path, BakedTokenizer]]:
+    """Published folder and tokenizer by text encoder."""
     kinds = text_kinds(config)
     found: dict[str, Path] = {}
     for path in (paths.base, paths.text_encoder, paths.text_encoder_2):
         if path is not None:
             found |= find_tokenizers(path)
-    named = [
-        ("--tokenizer", paths.tokenizer, kinds[0]),
-        ("--tokenizer-2", paths.tokenizer_2, "clip"),
-    ]
-    for option, path, kind in named:
-        if path is None:
-            continue
-        known = {k: folder for k, folder in find_tokenizers(path).items() if k in kinds}
-        if not known and not tokenizer_files(path):
-            raise ValueError(
-                f"{option}={path}: no tokenizer; expected a folder with tokenizer.json"
-            )
-        found |= known or {kind: path}
-    found = {kind: found[kind] for kind in kinds if kind in found}
+    for path, kind in ((paths.tokenizer, kinds[0]), (paths.tokenizer_2, "clip")):
+        if path is not None:
+            known = find_tokenizers(path)
+            found |= {k: known[k] for k in kinds if k in known} or {kind: path}
     sizes = {part.name: part.config for part in chosen}
-    for kind, folder in found.items():
-        largest = check_tokenizer(folder, kind)
-        if kind in sizes and largest > sizes[kind].vocab_size:
+    read = {}
+    for kind in kinds:
+        if kind not in found:
+            continue
+        tokenizer = read_tokenizer(found[kind], kind)
+        if kind in sizes and tokenizer.vocab_size > sizes[kind].vocab_size:
             raise ValueError(
-                f"{folder}: a tokenizer with ids up to {largest - 1}, the {kind} text encoder has "
-                f"{sizes[kind].vocab_size}; pass the tokenizer that belongs to it"
+                f"{found[kind]}: a tokenizer of {tokenizer.vocab_size} tokens, the {kind} text "
+                f"encoder has {sizes[kind].vocab_size}; pass the tokenizer that belongs to it"
             )
-    return found
+        read[kind] = found[kind], tokenizer
+    return read
 
 
 def _check_space(out: Path, total: int) -> None:
@@ -303,7 +290,7 @@ def _check_space(out: Path, total: int) -> None:
 def _report_parts(
     config: CoTIRConfig,
     chosen: Sequence[Part],
-    tokenizers: Mapping[str, Path],
+    tokenizers: Mapping[str, tuple[Path, BakedTokenizer]],
     report: Callable[[str], None],
 ) -> None:
     for part in chosen:
@@ -311,7 +298,7 @@ def _report_parts(
             size = sum(path.stat().st_size for path in file.tensors.files)
             count = len(file.tensors.entries)
             report(f"{file.kind}: {file.tensors.path} ({count} tensors, {size / 1e9:.2f} GB)")
-    for kind, folder in tokenizers.items():
+    for kind, (folder, _) in tokenizers.items():
         report(f"tokenizer of {kind}: {folder}")
     held = {file.kind for part in chosen for file in part.files}
     if "lora" not in held and config.lora_rank:

@@ -22,17 +22,6 @@ _SIGNS = {
     "cot_adapter": r"cot_adapter\.scale_degradation",
     "lora": r"single_blocks\.0\.linear1\.lora_A\.weight",
 }
-# Files of a tokenizer, as transformers writes them.
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "chat_template.jinja",
-)
 # What tells tokenizers apart: the class that `tokenizer_config.json` names, or a special token.
 _TOKENIZER_CLASSES = {"Qwen2": "qwen3", "T5": "t5", "CLIP": "clip"}
 _TOKENIZER_TOKENS = {"<|im_start|>": "qwen3", "<|startoftext|>": "clip", "</s>": "t5"}
@@ -147,11 +136,6 @@ def find_tokenizers(path: Path) -> dict[str, Path]:
         if kind is not None:
             found.setdefault(kind, folder)
     return found
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """The files of a tokenizer that are there."""
-    return [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def _tokenizer_kind(folder: Path) -> str | None:

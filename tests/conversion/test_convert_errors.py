@@ -68,8 +68,8 @@ def test_the_whole_folder_converts(source, tmp_path, capsys):
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
         "model.json", "weights", "autoencoder", "qwen3", "tokenizers"}  # fmt: skip
-    copied = out / "tokenizers" / "qwen3" / "tokenizer.json"
-    assert copied.read_bytes() == (source / "tokenizer" / "tokenizer.json").read_bytes()
+    baked = out / "tokenizers" / "qwen3"
+    assert {path.name for path in baked.iterdir()} == {"tokenizer.json", "chat.json"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 

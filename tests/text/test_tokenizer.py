@@ -1,11 +1,14 @@
-"""Token ids and masks against transformers' own tokenizers, from folders as models have them."""
+"""Token ids and masks against transformers' own tokenizers, from folders as models have them, and
+from what `cotir convert` bakes of these."""
 
 import json
 import pickle
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from support.tokenizer_folders import CORPUS, MAKERS, clip, flags, write
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
+from cotir_jax.text.published_tokenizer import read_tokenizer
 from cotir_jax.text.tokenizer import TextTokenizer
 
 TEXTS = [
@@ -33,11 +37,20 @@ KINDS = tuple(MAKERS)
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """A sound folder of each kind, not to be changed."""
+    """A sound published folder of each kind, not to be changed."""
     made = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     for kind, folder in made.items():
         MAKERS[kind](folder)
     return made
+
+
+@pytest.fixture(scope="session")
+def baked(tmp_path_factory, folders):
+    """What these folders are baked into, not to be changed."""
+    root = tmp_path_factory.mktemp("baked")
+    for kind in KINDS:
+        read_tokenizer(folders[kind], kind).save(root / kind)
+    return {kind: root / kind for kind in KINDS}
 
 
 @pytest.fixture
@@ -66,7 +79,13 @@ def _oracle(folder, kind, tokens):
 
 
 def _check(folder, kind, tokens):
+    """Ids and masks of a published folder, which equal transformers' and those once baked."""
     ids, mask = TextTokenizer(folder, tokens, kind).tokenize(TEXTS)
+    with tempfile.TemporaryDirectory() as place:
+        read_tokenizer(folder, kind).save(Path(place) / "baked")
+        again = TextTokenizer(Path(place) / "baked", tokens, kind).tokenize(TEXTS)
+    np.testing.assert_array_equal(again.ids, ids)
+    np.testing.assert_array_equal(again.mask, mask)
     assert ids.dtype == np.int32 and mask.dtype == bool
     assert ids.shape == mask.shape == (len(TEXTS), tokens)
     expected_ids, expected_mask = _oracle(folder, kind, tokens)
@@ -187,21 +206,34 @@ def test_clip_folders(own, tmp_path, layout):
         assert set(ids[~mask].tolist()) == {vocab["!"]}
 
 
-def test_pickle_is_small_and_loads_elsewhere(folders):
+def test_pickle_is_small_and_loads_elsewhere(baked):
+    """In a worker that needs neither jax nor what reads published tokenizers."""
     for kind in KINDS:
-        tokenizer = TextTokenizer(folders[kind], LENGTHS[kind][0], kind)
+        tokenizer = TextTokenizer(baked[kind], LENGTHS[kind][0], kind)
+        assert {path.name for path in baked[kind].iterdir()} == {
+            "tokenizer.json", *["chat.json"] * (kind == "qwen3")}  # fmt: skip
         tokenizer("loaded already")
         data = pickle.dumps(tokenizer)
         assert len(data) < 1000
         code = (
             "import sys, pickle; tokenizer = pickle.load(sys.stdin.buffer)\n"
             "ids, mask = tokenizer('noise and haze')\n"
-            "assert 'jax' not in sys.modules and 'transformers' not in sys.modules\n"
+            "unwanted = {'jax', 'transformers', 'jinja2', 'cotir_jax.text.published_tokenizer'}\n"
+            "assert not unwanted & set(sys.modules)\n"
             "sys.stdout.buffer.write(ids.tobytes() + mask.tobytes())"
         )
         there = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True)
         ids, mask = tokenizer("noise and haze")
         assert there.stdout == ids.tobytes() + mask.tobytes(), there.stderr.decode()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "chat.json"])
+def test_damaged_baked_folder_is_one_clear_line(baked, tmp_path, name):
+    folder = shutil.copytree(baked["qwen3"], tmp_path / "qwen3")
+    _cut(name)(folder)
+    with pytest.raises(ValueError, match="no readable qwen3 tokenizer .* convert") as caught:
+        TextTokenizer(folder, 20, "qwen3")
+    assert str(folder) in str(caught.value) and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -248,10 +280,12 @@ ESCAPE = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
         ("qwen3", lambda f: write(f, "tokenizer_config.json", [1]), "no JSON object"),
         ("qwen3", _set(chat_template=None), "no chat template"),
         ("qwen3", _set(chat_template=[{"name": "a", "template": "b"}]), "no chat template"),
-        ("qwen3", _set(chat_template="{% if %}\n"), "no readable chat template"),
+        ("qwen3", _set(chat_template="{% if %}\n"), r"its chat template fails \(Expected"),
         ("qwen3", _set(chat_template="{{ raise_exception('a\nb') }}"), r"fails \(a b\)"),
         ("qwen3", _set(chat_template="{{ strftime_now('%d') }}"), "strftime_now"),
         ("qwen3", _set(chat_template=ESCAPE), "unsafe"),
+        ("qwen3", _set(chat_template="{{ messages[0].content | trim }}"), "changes the prompt"),
+        ("qwen3", _set(chat_template="nothing of it"), "changes the prompt"),
         ("qwen3", _set(padding_side="top"), "padding_side is 'top'"),
         ("t5", _only_spiece, "T5TokenizerFast.from_pretrained"),
         ("t5", _set(added_tokens_decoder={"a": {"content": "x"}}), "no readable t5 tokenizer"),
