@@ -1,7 +1,7 @@
 """PSNR, SSIM and MS-SSIM of 8-bit RGB pictures, as pyiqa 0.1.15 defines them, and CIEDE2000.
 
 The release is scored with that package, and its defaults differ from other libraries': PSNR
-stops at 80 dB, SSIM looks at the full-range luma alone. Everything runs on the host in numpy,
+stops at 80 dB, and SSIM looks at the full-range luma only. Everything runs on the host in numpy,
 with scipy for the windows.
 """
 
@@ -9,16 +9,6 @@ import math
 
 import numpy as np
 from scipy import ndimage
-
-DEFINITIONS = {
-    "psnr": "PSNR: all RGB values in [0, 1], 10 log10(1 / (MSE + 1e-8)), no border crop",
-    "ssim": "SSIM: luma round(0.299 R + 0.587 G + 0.114 B), 0 to 255, 11x11 Gaussian window of "
-    "sigma 1.5, valid positions, contrast-structure term not below 0",
-    "ms_ssim": "MS-SSIM: that SSIM at five scales (2x2 means), product with the weights of Wang et "
-    "al. 2003",
-    "ciede2000": "CIEDE2000: colour difference in CIELAB of sRGB (D65), mean over pixels; lower is "
-    "better",
-}
 
 _WINDOW_RADIUS, _WINDOW_SIGMA = 5, 1.5
 _LUMINANCE_CONSTANT = (0.01 * 255) ** 2
@@ -32,65 +22,65 @@ MS_SSIM_MIN_SIDE = 2 ** (len(_SCALE_WEIGHTS) - 1) * (SSIM_MIN_SIDE - 1) + 1
 
 
 def psnr(restored: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal-to-noise ratio over all RGB values, ``10 log10(1 / (MSE + 1e-8))``.
+    """Computes the peak signal-to-noise ratio over all RGB values, `10 log10(1 / (MSE + 1e-8))`.
 
     Args:
-        restored: uint8 ``[height, width, 3]``, RGB.
+        restored: uint8 `[height, width, 3]`, RGB.
         reference: clean picture, same shape and type.
 
     Returns:
         Decibels; 80 for equal pictures.
 
     Raises:
-        ValueError: not uint8 ``[height, width, 3]``, or unequal shapes.
+        ValueError: not uint8 `[height, width, 3]`, or unequal shapes.
     """
-    _check(restored, reference, min_side=1)
+    check(restored, reference)
     difference = restored.astype(np.float64) - reference
     mean_square = np.mean(np.square(difference)) / 255**2
     return 10 * math.log10(1 / (mean_square + 1e-8))
 
 
 def ssim(restored: np.ndarray, reference: np.ndarray) -> float:
-    """Structural similarity of the luma planes, averaged over all positions of the window.
+    """Computes the structural similarity of luma, averaged over all positions of the window.
 
     With local means m, variances v and covariance c under an 11x11 Gaussian window:
-    ``(2 m1 m2 + C1) / (m1^2 + m2^2 + C1) * max(0, (2 c + C2) / (v1 + v2 + C2))``.
+    `(2 m1 m2 + C1) / (m1^2 + m2^2 + C1) * max(0, (2 c + C2) / (v1 + v2 + C2))`.
 
     Args:
-        restored: uint8 ``[height, width, 3]``, RGB, sides of at least ``SSIM_MIN_SIDE``.
+        restored: uint8 `[height, width, 3]`, RGB, sides of at least `SSIM_MIN_SIDE`.
         reference: clean picture, same shape and type.
 
     Returns:
         A value in [0, 1]; 1 for equal pictures.
 
     Raises:
-        ValueError: not uint8 ``[height, width, 3]``, unequal shapes, or a side below 11.
+        ValueError: not uint8 `[height, width, 3]`, unequal shapes, or a side below 11.
 
     References:
         Wang et al., Image quality assessment: from error visibility to structural similarity, 2004.
     """
-    _check(restored, reference, min_side=SSIM_MIN_SIDE)
+    check(restored, reference, min_side=SSIM_MIN_SIDE)
     return _similarity(_luma(restored), _luma(reference))[0]
 
 
 def ms_ssim(restored: np.ndarray, reference: np.ndarray) -> float | None:
-    """SSIM over five scales: ``prod_i contrast_structure_i^w_i * ssim_5^w_5``, i = 1..4.
+    """Computes SSIM over five scales: `prod_i contrast_structure_i^w_i * ssim_5^w_5`, i = 1..4.
 
     Args:
-        restored: uint8 ``[height, width, 3]``, RGB.
+        restored: uint8 `[height, width, 3]`, RGB.
         reference: clean picture, same shape and type.
 
     Returns:
-        A value in [0, 1], or None where a side is below ``MS_SSIM_MIN_SIDE`` (161), because the
+        A value in [0, 1], or None where a side is below `MS_SSIM_MIN_SIDE` (161), because the
         window does not fit the fifth scale.
 
     Raises:
-        ValueError: not uint8 ``[height, width, 3]``, or unequal shapes.
+        ValueError: not uint8 `[height, width, 3]`, or unequal shapes.
 
     References:
         Wang, Simoncelli and Bovik, Multiscale structural similarity, 2003.
     """
-    _check(restored, reference, min_side=1)
+    check(restored, reference)
     if min(reference.shape[:2]) < MS_SSIM_MIN_SIDE:
         return None
     first, second = _luma(restored), _luma(reference)
@@ -102,28 +92,29 @@ def ms_ssim(restored: np.ndarray, reference: np.ndarray) -> float | None:
 
 
 def ciede2000(restored: np.ndarray, reference: np.ndarray) -> float:
-    """Colour difference CIEDE2000 (k_L = k_C = k_H = 1), averaged over the pixels.
+    """Computes the colour difference CIEDE2000 (k_L = k_C = k_H = 1), averaged over the pixels.
 
     Args:
-        restored: uint8 ``[height, width, 3]``, sRGB, white point D65.
+        restored: uint8 `[height, width, 3]`, sRGB, white point D65.
         reference: clean picture, same shape and type.
 
     Returns:
         0 for equal pictures, about 1 for a just visible difference, 100 for black against white.
 
     Raises:
-        ValueError: not uint8 ``[height, width, 3]``, or unequal shapes.
+        ValueError: not uint8 `[height, width, 3]`, or unequal shapes.
 
     References:
         Luo, Cui and Rigg, The development of the CIE 2000 colour-difference formula, 2001.
     """
-    _check(restored, reference, min_side=1)
+    check(restored, reference)
     from skimage import color  # half a second that the quick job does not need
 
     return float(color.deltaE_ciede2000(color.rgb2lab(reference), color.rgb2lab(restored)).mean())
 
 
-def _check(restored: np.ndarray, reference: np.ndarray, min_side: int) -> None:
+def check(restored: np.ndarray, reference: np.ndarray, min_side: int = 1) -> None:
+    """Raises ValueError unless both are uint8 `[height, width, 3]`, equally large, large enough."""
     for name, picture in (("restored", restored), ("reference", reference)):
         if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
             raise ValueError(
@@ -147,8 +138,8 @@ def _size(picture: np.ndarray) -> str:
 
 
 def _luma(picture: np.ndarray) -> np.ndarray:
-    """Rounded luma, float64 ``[height, width]``."""
-    # In float32 and in this order, as pyiqa computes it: one colour in a thousand lies on a
+    """Returns rounded luma, float64 `[height, width]`."""
+    # In float32 and in this order, as pyiqa computes it: one colour in a thousand is on a
     # half, and its rounding follows the float error.
     values = picture.astype(np.float32) / np.float32(255)
     red, green, blue = (
@@ -158,7 +149,7 @@ def _luma(picture: np.ndarray) -> np.ndarray:
 
 
 def _similarity(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Mean SSIM and mean contrast-structure of two float64 planes ``[height, width]``."""
+    """Returns mean SSIM and mean contrast-structure of two float64 planes `[height, width]`."""
     mean1, mean2 = _window_mean(first), _window_mean(second)
     variances = _window_mean(first**2) - mean1**2 + _window_mean(second**2) - mean2**2
     covariance = _window_mean(first * second) - mean1 * mean2
@@ -171,19 +162,19 @@ def _similarity(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
 
 
 def _window_mean(plane: np.ndarray) -> np.ndarray:
-    """Gaussian-weighted mean at every position where the whole window fits."""
+    """Returns the Gaussian-weighted mean at every position where the full window fits."""
     offsets = np.arange(-_WINDOW_RADIUS, _WINDOW_RADIUS + 1)
     window = np.exp(-(offsets**2) / (2 * _WINDOW_SIGMA**2))
     window /= window.sum()
     inside = slice(_WINDOW_RADIUS, -_WINDOW_RADIUS)
-    # Both passes run along rows that are whole in memory, faster than down columns.
+    # Both passes run along rows, which are contiguous in memory: faster than down columns.
     for _ in range(2):
         plane = np.ascontiguousarray(ndimage.correlate1d(plane, window)[:, inside].T)
     return plane
 
 
 def _halve(plane: np.ndarray) -> np.ndarray:
-    """Means of 2x2 blocks; an odd side gets a leading row or column of zeros, as in pyiqa."""
+    """Averages 2x2 blocks; an odd side gets a leading row or column of zeros, as in pyiqa."""
     height, width = plane.shape
     plane = np.pad(plane, ((height % 2, 0), (width % 2, 0)))
     rows = plane[0::2] + plane[1::2]

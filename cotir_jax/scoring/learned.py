@@ -1,4 +1,4 @@
-"""The five learned no-reference metrics of the release, through pyiqa where it is installed.
+"""The five learned no-reference metrics of the release, and NIQE, through pyiqa.
 
 pyiqa brings PyTorch and fetches each metric's network when it is first used; this is the one place
 that imports it.
@@ -13,8 +13,11 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-# The release's column -> pyiqa's name.
+from cotir_jax import files
+
+# Our name (the release's column) -> pyiqa's name.
 PYIQA_NAMES = {
+    "niqe": "niqe",
     "clipiqa_plus": "clipiqa+",
     "qalign": "qalign",
     "liqe": "liqe",
@@ -38,11 +41,15 @@ def open_learned(column: str) -> Callable[[np.ndarray], float]:
     try:
         pyiqa = importlib.import_module("pyiqa")
     except ImportError as error:
-        raise ValueError(f"pyiqa cannot be imported ({_line(error)}); pip install pyiqa") from None
+        raise ValueError(
+            f"pyiqa cannot be imported ({files.one_line(error, 200)}); pip install pyiqa"
+        ) from None
     try:
         metric = pyiqa.create_metric(PYIQA_NAMES[column])
     except Exception as error:  # networks that cannot be fetched, no GPU, versions at odds
-        raise ValueError(f"pyiqa cannot load {PYIQA_NAMES[column]} ({_line(error)})") from None
+        raise ValueError(
+            f"pyiqa cannot load {PYIQA_NAMES[column]} ({files.one_line(error, 200)})"
+        ) from None
     lock = threading.Lock()
 
     def score(picture: np.ndarray) -> float:
@@ -51,7 +58,3 @@ def open_learned(column: str) -> Callable[[np.ndarray], float]:
             return float(metric(Image.fromarray(picture)))
 
     return score
-
-
-def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:200]

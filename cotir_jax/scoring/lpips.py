@@ -1,6 +1,6 @@
 """LPIPS, version 0.1 on AlexNet: a distance between pictures that follows what people see.
 
-Nothing is downloaded: the network's and the linear layers' weights are files that the user gives.
+Nothing is downloaded: the user gives the files with the network's and the linear layers' weights.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cotir_jax.conversion.torch_files import read_tensors
-
-DEFINITION = (
-    "LPIPS: version 0.1, AlexNet; five feature maps of unit length per position, squared "
-    "differences weighted per channel, spatial means, summed; lower is better"
-)
+from cotir_jax.scoring.full_reference import check
 
 # A smaller picture has no position left at the deepest features.
 MIN_SIDE = 31
@@ -46,7 +42,7 @@ def load_lpips(files: Sequence[Path | str]) -> Weights:
 
     Names are torchvision's (`features.0.weight`) or those of LPIPS's own state dict
     (`net.slice1.0.weight`) for AlexNet, and `lin0.model.1.weight` or `lins.0.model.1.weight` for
-    the linear layers; what else the files hold (AlexNet's classifier) is left unread.
+    the linear layers; other tensors in the files (AlexNet's classifier) are ignored.
 
     Args:
       files: `.pth`, `.pt` or `.safetensors`.
@@ -92,7 +88,7 @@ def _find(
 
 
 def lpips(restored: np.ndarray, reference: np.ndarray, weights: Weights) -> float | None:
-    """Perceptual distance: the sum over five feature maps of weighted squared differences.
+    """Computes the perceptual distance: weighted squared differences of five feature maps.
 
     Args:
       restored: uint8 `[height, width, 3]`, RGB.
@@ -108,17 +104,7 @@ def lpips(restored: np.ndarray, reference: np.ndarray, weights: Weights) -> floa
     References:
       Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric, 2018.
     """
-    for picture in (restored, reference):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-            raise ValueError(
-                f"got {picture.dtype} {list(picture.shape)}, expected uint8 [height, width, 3]; "
-                "convert to 8-bit RGB first"
-            )
-    if restored.shape != reference.shape:
-        raise ValueError(
-            f"restored is {list(restored.shape)}, reference {list(reference.shape)}; "
-            "restore at the clean picture's size"
-        )
+    check(restored, reference)
     if min(reference.shape[:2]) < MIN_SIDE:
         return None
     return float(_distance(weights, np.stack([restored, reference])))
@@ -126,7 +112,7 @@ def lpips(restored: np.ndarray, reference: np.ndarray, weights: Weights) -> floa
 
 @jax.jit
 def _distance(weights: Weights, pair: jax.Array) -> jax.Array:
-    """Distance of the two pictures in uint8 `[2, height, width, 3]`; float32 scalar."""
+    """Computes the distance of two pictures, uint8 `[2, height, width, 3]`; float32 scalar."""
     tokens = pair.astype(jnp.float32) * (2 / 255) - 1
     total = jnp.zeros(())
     for layer, features in enumerate(_features(weights, (tokens - _SHIFT) / _SCALE)):
@@ -138,7 +124,7 @@ def _distance(weights: Weights, pair: jax.Array) -> jax.Array:
 
 
 def _features(weights: Weights, pictures: jax.Array) -> list[jax.Array]:
-    """AlexNet's five rectified feature maps, `[batch, height, width, channels]` each."""
+    """Computes AlexNet's five rectified feature maps, `[batch, height, width, channels]` each."""
     maps = []
     hidden = pictures
     for layer, index in enumerate(_CONVOLUTIONS):

@@ -1,4 +1,4 @@
-"""What the scores of several methods come to: JSON, a LaTeX table, and the numbers of the page."""
+"""Report of several methods' scores: JSON, a LaTeX table, and a page."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from cotir_jax import files
 from cotir_jax.scoring import report_page
 from cotir_jax.scoring.intervals import CONFIDENCE, RESAMPLES, mean_interval
 from cotir_jax.scoring.scores import INPUT, METRICS, Scores
-from cotir_jax.scoring.summary import ROW_COLUMNS, figure, mean, write_text
+from cotir_jax.scoring.summary import ROW_COLUMNS, figure, mean
 
 ALL = "all pictures"
 
@@ -22,24 +23,25 @@ def write_report(scores: Scores, folder: Path, gallery: int = 4) -> list[Path]:
     Args:
       scores: from `scores.score`.
       folder: made where needed.
-      gallery: pictures among the worst and among the best that the page shows of each method.
+      gallery: how many of each method's worst and best pictures the page shows.
 
     Returns:
       The files written.
     """
     folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "metrics.json": json.dumps(as_json(scores), indent=1, allow_nan=False) + "\n",
         "metrics.tex": as_latex(scores),
         "report.html": report_page.render(scores, _groups(scores), gallery),
     }
     for name, text in contents.items():
-        write_text(folder / name, text)
+        files.write_text(folder / name, text)
     return [folder / name for name in contents]
 
 
 def as_json(scores: Scores) -> dict[str, Any]:
-    """Everything that was measured: means, intervals and gains of every group, every picture."""
+    """Returns all figures: means, intervals and gains of every group, values of every picture."""
     groups = _groups(scores)
     return {
         "pictures": len(scores.references),
@@ -58,7 +60,7 @@ def as_json(scores: Scores) -> dict[str, Any]:
 
 
 def _groups(scores: Scores) -> dict[str, np.ndarray]:
-    """Positions of all pictures, of each degradation, and of each subset (`[name]`)."""
+    """Returns positions of all pictures, of each degradation, and of each subset (`[name]`)."""
     everything = {ALL: np.arange(len(scores.references))}
     degradations = scores.groups(scores.degradations)
     # Single degradations first, then the composites, each in the listing's order.
@@ -71,8 +73,8 @@ def _group_json(scores: Scores, method: str, at: np.ndarray) -> dict[str, Any]:
     result: dict[str, Any] = {"pictures": len(at)}
     for metric, values in scores.values[method].items():
         result[metric] = {"mean": mean(values[at]), "interval": mean_interval(values[at])}
-        if INPUT in scores.values and method != INPUT:
-            gain = values[at] - scores.values[INPUT][metric][at]
+        if (gains := scores.gains(method, metric)) is not None:
+            gain = gains[at]
             result[metric] |= {"gain": mean(gain), "gain_interval": mean_interval(gain)}
     return result
 
@@ -90,7 +92,7 @@ def _picture_json(scores: Scores, at: int) -> dict[str, Any]:
 
 
 def as_latex(scores: Scores) -> str:
-    """A table for a paper (booktabs): the release's columns, then what else was computed.
+    """Formats a table for a paper (booktabs): the release's columns, then other metrics.
 
     The best mean of each column is bold; the degraded input does not compete.
     """
@@ -118,7 +120,7 @@ def as_latex(scores: Scores) -> str:
 
 
 def _best(scores: Scores, metric: str) -> str:
-    """The best mean among the methods, as text, so that equal figures are all bold."""
+    """Returns the best mean among the methods, as text, so that equal figures are all bold."""
     means = [mean(values[metric]) for name, values in scores.values.items() if name != INPUT]
     known = [value for value in means if value is not None]
     choose = max if METRICS[metric].higher_is_better else min

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from cotir_jax.bench.words.names import plain_name
 from cotir_jax.images.pictures import load_picture
 from cotir_jax.scoring.intervals import CONFIDENCE, RESAMPLES, mean_interval
 from cotir_jax.scoring.scores import INPUT, METRICS, Scores
@@ -41,7 +42,7 @@ def render(scores: Scores, groups: Mapping[str, np.ndarray], gallery: int = 4) -
       HTML with style, script and pictures inside; it makes no request to anywhere.
     """
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cotir_jax", "templates"),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -72,20 +73,14 @@ def _overview_row(scores: Scores, method: str) -> dict[str, Any]:
     return {
         "method": method,
         "cells": [
-            _cell(metric, values, _gain(scores, method, metric))
+            _cell(metric, values, scores.gains(method, metric))
             for metric, values in scores.values[method].items()
         ],
     }
 
 
-def _gain(scores: Scores, method: str, metric: str) -> np.ndarray | None:
-    if method == INPUT or INPUT not in scores.values:
-        return None
-    return scores.values[method][metric] - scores.values[INPUT][metric]
-
-
 def _cell(metric: str, values: np.ndarray, gain: np.ndarray | None = None) -> dict[str, Any]:
-    """A table's cell: mean, interval and gain as text, and the number to sort by."""
+    """Makes a table's cell: mean, interval and gain as text, and the number to sort by."""
     average = mean(values)
     cell = {"text": figure(metric, average), "sort": average, "interval": "", "gain": ""}
     ends = mean_interval(values)
@@ -104,7 +99,7 @@ def _group_rows(
     for name, at in groups.items():
         cells = [_cell(metric, values[metric][at]) for values in scores.values.values()]
         _mark_best(cells, METRICS[metric].higher_is_better)
-        rows.append({"name": name, "pictures": len(at), "cells": cells})
+        rows.append({"name": plain_name(name), "pictures": len(at), "cells": cells})
     return rows
 
 
@@ -119,7 +114,7 @@ def _mark_best(cells: list[dict[str, Any]], higher_is_better: bool) -> None:
 def _dot_plot(
     scores: Scores, metric: str, groups: Mapping[str, np.ndarray], colours: Mapping[str, str]
 ) -> dict[str, Any]:
-    """A row per group, a dot per method with its interval; lengths in SVG units."""
+    """Places a row per group and a dot per method with its interval; lengths in SVG units."""
     left, width, top = 360, 620, 8
     row_height = max(22, 3 * len(scores.values) + 6)
     rows, low, high = [], np.inf, -np.inf
@@ -131,7 +126,7 @@ def _dot_plot(
                 ends = mean_interval(values[metric][at]) or (average, average)
                 low, high = min(low, ends[0]), max(high, ends[1])
                 dots.append((method, average, ends))
-        rows.append((name, dots))
+        rows.append((plain_name(name), dots))
     if not np.isfinite(low):
         return {}
     ticks = _ticks(low, high)
@@ -173,11 +168,11 @@ def _dot_plot(
 
 
 def _scatter(scores: Scores, colours: Mapping[str, str]) -> dict[str, Any]:
-    """Each picture's first metric before and after; above the diagonal is better than the input."""
-    metric = scores.metrics[0] if scores.metrics else ""
+    """Places a dot per picture: its first metric in the input (across) and in the result (up)."""
     others = [method for method in scores.values if method != INPUT]
-    if not metric or INPUT not in scores.values or not others:
+    if not scores.metrics or INPUT not in scores.values or not others:
         return {}
+    metric = scores.metrics[0]
     before = scores.values[INPUT][metric]
     at = np.unique(np.linspace(0, len(before) - 1, min(len(before), _DOTS)).astype(int))
     after = {method: scores.values[method][metric][at] for method in others}
@@ -214,7 +209,7 @@ def _scatter(scores: Scores, colours: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Round numbers that enclose the range, four to nine steps."""
+    """Chooses round numbers that enclose the range, in four to nine steps."""
     span = max(high - low, 1e-9)
     power = 10 ** np.floor(np.log10(span / 8))
     step = next(power * factor for factor in (1, 2, 5, 10) if span / (power * factor) <= 8)
@@ -225,7 +220,7 @@ def _ticks(low: float, high: float) -> list[float]:
 def _galleries(
     scores: Scores, count: int
 ) -> tuple[dict[str, dict[str, list[dict[str, Any]]]], dict[str, str]]:
-    """The worst and best pictures of each method, by its gain over the input in the first metric.
+    """Chooses each method's worst and best pictures, by gain over the input in the first metric.
 
     Returns:
       For each method "worst" and "best" entries that name embedded pictures; and those, as data
@@ -239,25 +234,21 @@ def _galleries(
     for method in scores.values:
         if method == INPUT:
             continue
-        gain = _gain(scores, method, metric)
+        gain = scores.gains(method, metric)
         rank = scores.values[method][metric] if gain is None else gain
         rank = rank if METRICS[metric].higher_is_better else -rank
         order = [int(at) for at in np.argsort(rank, kind="stable") if np.isfinite(rank[at])]
         shown = min(count, len(order) // 2) if len(order) > 1 else len(order)
         worst, best = order[:shown], order[::-1][:shown]
         galleries[method] = {
-            title: [
-                entry
-                for at in chosen
-                if (entry := _entry(scores, method, at, pictures)) is not None
-            ]
+            title: list(filter(None, (_entry(scores, method, at, pictures) for at in chosen)))
             for title, chosen in (("worst", worst), ("best", best))
         }
     return galleries, pictures
 
 
 def _entry(scores: Scores, method: str, at: int, pictures: dict[str, str]) -> dict[str, Any] | None:
-    """One picture of a gallery; None when the page holds as many bytes of pictures as it may."""
+    """Makes an entry of a gallery; None when the page holds as many bytes of pictures as it may."""
     if sum(map(len, pictures.values())) > _PICTURE_BYTES:
         return None
     files = {"restored": scores.pictures[method][at], "clean": scores.references[at]}
@@ -277,7 +268,7 @@ def _entry(scores: Scores, method: str, at: int, pictures: dict[str, str]) -> di
             metrics[METRICS[metric].title] = " → ".join(figure(metric, value) for value in values)
     return {
         "name": scores.references[at].name,
-        "degradation": scores.degradations[at] if scores.degradations else "",
+        "degradation": plain_name(scores.degradations[at]) if scores.degradations else "",
         "pictures": keys,
         "size": (width, height),
         "metrics": metrics,

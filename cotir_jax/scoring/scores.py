@@ -1,4 +1,4 @@
-"""Scores of pictures: which metrics there are, which files belong together, a value for each."""
+"""Scores of pictures: the table of metrics, which files belong together, one value for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Function = Callable[[np.ndarray, np.ndarray], float | None]
 
 
 class Metric(NamedTuple):
-    """How a metric is shown.
+    """A metric's title, precision, direction and definition.
 
     Attributes:
       title: for tables.
@@ -37,29 +37,39 @@ class Metric(NamedTuple):
     definition: str
 
 
-_PYIQA = "learned, no reference, as pyiqa computes it; higher is better"
+_PYIQA = "no reference, as pyiqa computes it; higher is better"
 METRICS: dict[str, Metric] = {
-    "psnr": Metric("PSNR (dB)", 2, True, full_reference.DEFINITIONS["psnr"]),
-    "ssim": Metric("SSIM", 4, True, full_reference.DEFINITIONS["ssim"]),
-    "ms_ssim": Metric("MS-SSIM", 4, True, full_reference.DEFINITIONS["ms_ssim"]),
-    "lpips": Metric("LPIPS", 4, False, lpips.DEFINITION),
-    "ciede2000": Metric("CIEDE2000", 3, False, full_reference.DEFINITIONS["ciede2000"]),
-    "niqe_refit": Metric("NIQE-refit", 3, False, no_reference.DEFINITIONS["niqe_refit"]),
-    "piqe": Metric("PIQE", 2, False, no_reference.DEFINITIONS["piqe"]),
+    "psnr": Metric("PSNR (dB)", 2, True,
+        "PSNR: all RGB values in [0, 1], 10 log10(1 / (MSE + 1e-8)), no border crop"),
+    "ssim": Metric("SSIM", 4, True,
+        "SSIM: luma round(0.299 R + 0.587 G + 0.114 B), 0 to 255, 11x11 Gaussian window of sigma "
+        "1.5, valid positions, contrast-structure term not below 0"),
+    "ms_ssim": Metric("MS-SSIM", 4, True,
+        "MS-SSIM: that SSIM at five scales (2x2 means), product with the weights of Wang et al. "
+        "2003"),
+    "lpips": Metric("LPIPS", 4, False,
+        "LPIPS: version 0.1, AlexNet; five feature maps of unit length per position, squared "
+        "differences weighted per channel, spatial means, summed; lower is better"),
+    "ciede2000": Metric("CIEDE2000", 3, False,
+        "CIEDE2000: colour difference in CIELAB of sRGB (D65), mean over pixels; lower is better"),
+    "piqe": Metric("PIQE", 2, False,
+        "PIQE: 16x16 blocks of normalised luma, artefacts and noise of the active ones "
+        "(Venkatanath et al. 2015); lower is better"),
+    "niqe": Metric("NIQE", 3, False, "NIQE: no reference, as pyiqa computes it; lower is better"),
     "clipiqa_plus": Metric("CLIPIQA+", 4, True, f"CLIPIQA+: {_PYIQA}"),
     "qalign": Metric("Q-Align", 4, True, f"Q-Align: {_PYIQA}, 1 to 5"),
     "liqe": Metric("LIQE", 4, True, f"LIQE: {_PYIQA}, 1 to 5"),
     "maclip": Metric("MACLIP", 4, True, f"MACLIP: {_PYIQA}"),
     "clip_iqa": Metric("CLIP-IQA", 4, True, f"CLIP-IQA: {_PYIQA}"),
-}
+}  # fmt: skip
 FAST = ("psnr", "ssim", "ms_ssim")
-OFFLINE = (*FAST, "lpips", "ciede2000", "niqe_refit", "piqe")
-INPUT = "input"  # the degraded pictures' place among the methods
+OFFLINE = (*FAST, "lpips", "ciede2000", "piqe")
+INPUT = "input"  # the method that stands for the degraded pictures themselves
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Every picture's scores.
+    """Scores of every picture, method and metric.
 
     Attributes:
       references: the clean pictures.
@@ -83,10 +93,17 @@ class Scores:
 
     @property
     def metrics(self) -> list[str]:
+        """Names of the metrics that were computed."""
         return list(next(iter(self.values.values())))
 
+    def gains(self, method: str, metric: str) -> np.ndarray | None:
+        """Returns a method's gain over the input for each picture; None without an input."""
+        if method == INPUT or INPUT not in self.values:
+            return None
+        return self.values[method][metric] - self.values[INPUT][metric]
+
     def groups(self, labels: Sequence[str]) -> dict[str, np.ndarray]:
-        """Positions of the pictures with each of `labels`, in the listing's order."""
+        """Returns positions of the pictures with each of `labels`, in the listing's order."""
         found: dict[str, list[int]] = {}
         for position in self.listed if labels else []:
             found.setdefault(labels[position], []).append(position)
@@ -101,7 +118,6 @@ def score(
     jsonl: Path | None = None,
     metrics: Sequence[str] = FAST,
     lpips_weights: Sequence[Path] = (),
-    niqe_parameters: Path | None = None,
 ) -> Scores:
     """Scores folders of restored pictures against the clean ones.
 
@@ -115,7 +131,6 @@ def score(
       jsonl: a test split's `test.jsonl`, for degradations and subsets.
       metrics: of `METRICS`.
       lpips_weights: files for `lpips.load_lpips`; without them LPIPS is missing.
-      niqe_parameters: file for NIQE-refit; by default the one that ships.
 
     Raises:
       ValueError: a folder without pictures, a clean picture without result, degraded picture or
@@ -136,7 +151,7 @@ def score(
         unmatched[name] = len(set(found) - set(names))
     # Before the pictures are scored, so that a damaged listing does not cost the work.
     rows, listed = _listed(references, Path(jsonl)) if jsonl is not None else ([], [])
-    functions, missing = open_metrics(metrics, lpips_weights, niqe_parameters)
+    functions, missing = open_metrics(metrics, lpips_weights)
     return Scores(
         references,
         pictures,
@@ -150,11 +165,9 @@ def score(
 
 
 def open_metrics(
-    names: Iterable[str],
-    lpips_weights: Sequence[Path] = (),
-    niqe_parameters: Path | None = None,
+    names: Iterable[str], lpips_weights: Sequence[Path] = ()
 ) -> tuple[dict[str, Function], dict[str, str]]:
-    """Functions of the named metrics, and for those that cannot be had, why.
+    """Returns functions of the named metrics, and for those that cannot be had, why.
 
     Raises:
       ValueError: an unknown name, or a weight file that cannot be used.
@@ -168,8 +181,6 @@ def open_metrics(
             missing[name] = "its weights were not given (--lpips-weights)"
         elif name == "lpips":
             functions[name] = _lpips(lpips_weights)
-        elif name == "niqe_refit":
-            functions[name] = _niqe(niqe_parameters)
         elif name == "piqe":
             functions[name] = lambda picture, _: no_reference.piqe(picture)
         elif name in learned.PYIQA_NAMES:
@@ -185,11 +196,6 @@ def open_metrics(
 def _lpips(files: Sequence[Path]) -> Function:
     weights = lpips.load_lpips(files)
     return lambda picture, clean: lpips.lpips(picture, clean, weights)
-
-
-def _niqe(file: Path | None) -> Function:
-    parameters = no_reference.load_niqe_parameters(file)
-    return lambda picture, _: no_reference.niqe(picture, parameters)
 
 
 def _learned(name: str) -> Function:
@@ -241,7 +247,7 @@ def _score(
 
 
 def _match(references: list[Path], names: Iterable[str], what: str) -> list[str]:
-    """For each clean picture, the one of `names` that belongs to it."""
+    """Finds the one of `names` that belongs to each clean picture."""
     available = set(names)
     by_stem: dict[str, list[str]] = {}
     for name in available:
@@ -270,7 +276,7 @@ def _some(names: list[str], most: int = 20) -> str:
 
 
 def _listed(references: list[Path], jsonl: Path) -> tuple[list[listing.ListedPicture], list[int]]:
-    """The line of each clean picture, and the pictures' positions in the listing's order."""
+    """Returns each clean picture's line, and the pictures' positions in the listing's order."""
     rows = {row.name: row for row in listing.read_listing(jsonl)}
     matched = _match(references, rows, f"a line in {jsonl}")
     absent = sorted(set(rows) - set(matched))

@@ -2,49 +2,33 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cotir_jax import files
+from cotir_jax.bench.words.names import plain_name
 from cotir_jax.scoring import full_reference
 from cotir_jax.scoring.intervals import CONFIDENCE, mean_interval
-from cotir_jax.scoring.scores import FAST, INPUT, METRICS, Scores, score
+from cotir_jax.scoring.scores import INPUT, METRICS, Scores, score
 
 SUMMARY_NAME = "metrics_summary.txt"
 
-# The release's row; "-" stands where a metric needs a network that is not here.
+# Columns of the release's row; "-" stands where a metric was not computed.
 ROW_COLUMNS = (
     "clipiqa_plus", "qalign", "liqe", "maclip", "clip_iqa", "psnr", "ssim", "lpips",
 )  # fmt: skip
 
 
-def evaluate(
-    hq: Path,
-    results: Path,
-    out: Path | None = None,
-    *,
-    lq: Path | None = None,
-    jsonl: Path | None = None,
-    metrics: Sequence[str] = FAST,
-    lpips_weights: Sequence[Path] = (),
-    niqe_parameters: Path | None = None,
-) -> dict[str, Any]:
-    """Scores every clean picture's result and writes the summary beside the results.
-
-    The figures are means over pictures; their definitions are those of `scores.METRICS`.
+def evaluate(hq: Path, results: Path, **options: Any) -> dict[str, Any]:
+    """Scores one folder of results and writes `metrics_summary.txt` into it.
 
     Args:
       hq: folder of clean pictures.
-      results: folder of restored pictures; those without a clean one are counted, not scored.
-      out: summary file to write; by default `metrics_summary.txt` in `results`.
-      lq: folder of degraded pictures, scored too ("input").
-      jsonl: a test split's `test.jsonl`, for means per degradation.
-      metrics: names of `scores.METRICS`; by default the fast ones.
-      lpips_weights: files for LPIPS.
-      niqe_parameters: file for NIQE-refit; by default the one that ships.
+      results: folder of restored pictures.
+      options: of `scores.score`.
 
     Returns:
       See `summarise`.
@@ -52,23 +36,14 @@ def evaluate(
     Raises:
       ValueError: as `scores.score`.
     """
-    method = method_names([Path(results)], lq is not None)[0]
-    scores = score(
-        hq,
-        {method: Path(results)},
-        lq=lq,
-        jsonl=jsonl,
-        metrics=metrics,
-        lpips_weights=lpips_weights,
-        niqe_parameters=niqe_parameters,
-    )
-    result = summarise(scores, method)
-    write_summary(scores, method, out or Path(results) / SUMMARY_NAME)
-    return result
+    method = method_names([Path(results)], options.get("lq") is not None)[0]
+    scores = score(hq, {method: Path(results)}, **options)
+    write_summary(scores, method, Path(results) / SUMMARY_NAME)
+    return summarise(scores, method)
 
 
 def method_names(folders: Sequence[Path], with_input: bool) -> list[str]:
-    """A name for each folder of results: the last part of its path, more where that is taken."""
+    """Names folders of results by the last part of their paths, or by more where that is taken."""
     parts = [folder.resolve().parts for folder in folders]
     if len(set(parts)) < len(parts):
         raise ValueError("a folder of results is named twice; name each once")
@@ -87,7 +62,7 @@ def _taken(end: tuple[str, ...], parts: Sequence[tuple[str, ...]], with_input: b
 
 
 def summarise(scores: Scores, method: str) -> dict[str, Any]:
-    """Means of one method.
+    """Computes the means of one method.
 
     Returns:
       "pictures"; every metric's name with its mean (None where no picture has it) and
@@ -97,21 +72,18 @@ def summarise(scores: Scores, method: str) -> dict[str, Any]:
       "unmatched_results"; "per_degradation": for each `deg_type`, in the listing's order, the same
       figures; empty without a listing; "per_subset" likewise.
     """
-    everything = np.arange(len(scores.references))
-    return _means(scores, method, everything) | {
+
+    def by(labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+        return {name: _means(scores, method, at) for name, at in scores.groups(labels).items()}
+
+    return _means(scores, method, np.arange(len(scores.references))) | {
         "intervals": {
             metric: mean_interval(values) for metric, values in scores.values[method].items()
         },
         "missing": scores.missing,
         "unmatched_results": scores.unmatched[method],
-        "per_degradation": {
-            name: _means(scores, method, positions)
-            for name, positions in scores.groups(scores.degradations).items()
-        },
-        "per_subset": {
-            name: _means(scores, method, positions)
-            for name, positions in scores.groups(scores.subsets).items()
-        },
+        "per_degradation": by(scores.degradations),
+        "per_subset": by(scores.subsets),
     }
 
 
@@ -128,13 +100,13 @@ def _means(scores: Scores, method: str, positions: np.ndarray) -> dict[str, Any]
 
 
 def mean(values: np.ndarray) -> float | None:
-    """Mean over the pictures that have the metric; None where none has."""
+    """Returns the mean over the pictures that have the metric; None where none has."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else None
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Lays out what `summarise` returned: a line per degradation and one for all pictures."""
+    """Lays out the result of `summarise`: a line per degradation and one for all pictures."""
     metrics = [name for name in METRICS if name in result]
     with_input = any(result[f"input_{name}"] is not None for name in metrics)
     keys = [key for name in metrics for key in ((f"input_{name}", name) if with_input else (name,))]
@@ -146,12 +118,12 @@ def format_table(result: dict[str, Any]) -> str:
         groups = groups | {f"[{name}]": row for name, row in result["per_subset"].items()}
     for name, figures in (groups | {"all": result}).items():
         values = [figure(key.removeprefix("input_"), figures[key]) for key in keys]
-        rows.append([name, str(figures["pictures"]), *values])
+        rows.append([plain_name(name), str(figures["pictures"]), *values])
     return "\n".join([*lay_out(rows), *_remarks(result, metrics)])
 
 
 def lay_out(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of aligned columns, the first to the left, the others to the right."""
+    """Aligns columns, the first to the left, the others to the right; returns lines."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
@@ -185,7 +157,7 @@ def format_overview(scores: Scores) -> str:
 
 
 def figure(metric: str, value: float | None) -> str:
-    """A metric's value as text, "-" where there is none."""
+    """Formats a metric's value; "-" where there is none."""
     return "-" if value is None else f"{value:.{METRICS[metric].decimals}f}"
 
 
@@ -193,8 +165,9 @@ def write_summary(scores: Scores, method: str, path: Path) -> None:
     """Writes definitions and table as comments, then the release's row for input and method."""
     result = summarise(scores, method)
     intervals = [
-        f"{METRICS[metric].title} {figure(metric, low)} to {figure(metric, high)}"
-        for metric, (low, high) in _known(result["intervals"]).items()
+        f"{METRICS[metric].title} {figure(metric, ends[0])} to {figure(metric, ends[1])}"
+        for metric, ends in result["intervals"].items()
+        if ends
     ]
     comments = [
         f"Means over {result['pictures']} pictures, 8-bit RGB; PSNR, SSIM and MS-SSIM as pyiqa "
@@ -215,22 +188,4 @@ def write_summary(scores: Scores, method: str, path: Path) -> None:
             for column in ROW_COLUMNS
         ]
         lines.append(" & ".join((name, *cells)))
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def _known(
-    intervals: Mapping[str, tuple[float, float] | None],
-) -> dict[str, tuple[float, float]]:
-    return {metric: ends for metric, ends in intervals.items() if ends is not None}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file under a temporary name, then renames it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    files.write_text(path, "\n".join(lines) + "\n")

@@ -22,7 +22,7 @@ from cotir_jax.restoring.restorer import Restorer
 from cotir_jax.restoring.test_split import restore_listing
 from cotir_jax.scoring import scores, summary
 
-METRICS = ("psnr", "ssim", "ms_ssim", "ciede2000", "niqe_refit", "piqe")
+METRICS = ("psnr", "ssim", "ms_ssim", "ciede2000", "piqe")
 
 
 def measure_time(ways: dict[str, tuple[Restorer, int]], side: int = 512) -> dict[str, float]:

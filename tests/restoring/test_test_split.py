@@ -65,7 +65,7 @@ def test_whole_protocol(split, tmp_path, capsys):
                                              ("vague", "precise", "clahe", "input")),
     )  # fmt: skip
     table = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
-    assert table["method"] == ["psnr", "ssim", "ms_ssim", "ciede2000", "niqe_refit", "piqe"]
+    assert table["method"] == ["psnr", "ssim", "ms_ssim", "ciede2000", "piqe"]
     assert table["input"] == table["results/input"]  # the same pictures by two ways
     assert float(table["precise"][0]) > float(table["input"][0]) + 3
     written = json.loads((tmp_path / "report" / "metrics.json").read_text())
@@ -145,9 +145,6 @@ def test_folders_without_listing(split, tmp_path, capsys):
         (["evaluate", "--hq", "hq", "--results", "lq", "--metrics", "psnr,magic"], "'magic'"),
         (["evaluate", "--hq", "hq", "--results", "lq", "--lpips-weights", "a.pth",
           "--metrics", "lpips"], "a.pth: no such"),
-        (["evaluate", "--hq", "hq", "--results", "lq", "--niqe-parameters", "a.npz"], "a.npz"),
-        (["fit-niqe", "--photos", "hq", "--out", "n.npz"], "at least 100"),
-        (["fit-niqe", "--photos", "nowhere", "--out", "n.npz"], "nowhere: no such folder"),
     ],
 )  # fmt: skip
 def test_wrong_commands_are_one_line(split, monkeypatch, capsys, command, expected):

@@ -46,7 +46,7 @@ def test_learned_metrics_through_pyiqa(folders, pyiqa):
     result = summary.evaluate(
         folders / "hq", folders / "results", lq=folders / "lq", metrics=["psnr", *names]
     )
-    assert pyiqa == ["clipiqa+", "qalign", "liqe", "maclip", "clipiqa"]
+    assert pyiqa == ["niqe", "clipiqa+", "qalign", "liqe", "maclip", "clipiqa"]
     brightness = {
         folder: np.mean([np.asarray(Image.open(p)).mean() for p in (folders / folder).iterdir()
                          if p.suffix == ".png"])
@@ -70,7 +70,7 @@ def test_without_pyiqa_and_lpips_weights(folders, monkeypatch):
     assert set(result["missing"]) == {"lpips", *learned.PYIQA_NAMES}
     assert "pip install pyiqa" in result["missing"]["liqe"]
     assert "--lpips-weights" in result["missing"]["lpips"]
-    for metric in ("psnr", "ssim", "ciede2000", "niqe_refit", "piqe"):
+    for metric in ("psnr", "ssim", "ciede2000", "piqe"):
         assert result[metric] > 0
     assert result["ms_ssim"] is None and result["ms_ssim_pictures"] == 0
     table = summary.format_table(result)
@@ -79,27 +79,15 @@ def test_without_pyiqa_and_lpips_weights(folders, monkeypatch):
 
 def test_default_metrics_are_the_fast_ones(folders, monkeypatch):
     """The quick job must not pay for the slow ones."""
-    monkeypatch.setattr(scores.no_reference_metrics, "piqe", None)
-    monkeypatch.setattr(scores.no_reference_metrics, "niqe", None)
-    monkeypatch.setattr(scores.image_metrics, "ciede2000", None)
+    monkeypatch.setattr(scores.no_reference, "piqe", None)
+    monkeypatch.setattr(scores.full_reference, "ciede2000", None)
     result = summary.evaluate(folders / "hq", folders / "results")
     assert {"psnr", "ssim", "ms_ssim"} <= result.keys() and "piqe" not in result
-
-
-def test_niqe_of_small_pictures_is_left_out(folders):
-    for folder in ("hq", "results"):
-        path = folders / folder / "1.png"
-        Image.open(path).crop((0, 0, 90, 90)).save(path)
-    result = summary.evaluate(folders / "hq", folders / "results", metrics=["niqe_refit"])
-    assert result["niqe_refit_pictures"] == 2
-    assert "niqe_refit leaves out 1 pictures too small for it" in summary.format_table(result)
 
 
 def test_unknown_metric_and_unusable_files(folders):
     with pytest.raises(ValueError, match="'sharpness'; there are psnr, ssim"):
         scores.open_metrics(["sharpness"])
-    with pytest.raises(ValueError, match="none.npz"):
-        scores.open_metrics(["niqe_refit"], niqe_parameters=folders / "none.npz")
     with pytest.raises(ValueError, match="none.pth"):
         scores.open_metrics(["lpips"], lpips_weights=[folders / "none.pth"])
 

@@ -91,13 +91,6 @@ def test_summary_has_the_releases_row(split):
     ]  # fmt: skip
 
 
-def test_summary_elsewhere(split):
-    root, _ = split
-    evaluate(root / "hq", root / "results", root / "scores.txt")
-    assert (root / "scores.txt").read_text().splitlines()[-1].startswith("results & -")
-    assert not (root / "results" / "metrics_summary.txt").exists()
-
-
 def test_table_lines_up(split):
     root, _ = split
     result = evaluate(root / "hq", root / "results", lq=root / "lq", jsonl=root / "test.jsonl")
