@@ -36,7 +36,11 @@ MAY_IMPORT = {
     "main": {"files", "parallel", "commands", "compiling"},
     "cli": {"files", "parallel", "commands"},
     "__main__": {"cli"},
-    "__init__": set(),
+    # The public names, each imported when it is first used.
+    "__init__": {
+        "bench", "checkpoints", "data", "models", "scoring", "training", "explaining.explainer",
+        "images.photo", "restoring.restorer", "restoring.result",
+    },
 }  # fmt: skip
 
 JAX = {"jax", "flax", "optax", "orbax", "clu"}

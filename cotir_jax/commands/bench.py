@@ -8,63 +8,101 @@ import logging
 import shlex
 from pathlib import Path
 
+from cotir_jax.commands.parser import Commands, add_actions, add_command
 
-def add_bench(commands) -> None:
+
+def add_bench(commands: Commands) -> None:
     """Adds `cotir bench` and its actions."""
-    bench = commands.add_parser("bench", help="build or check a benchmark, show the degradations")
-    actions = bench.add_subparsers(required=True, metavar="action")
+    actions = add_actions(
+        commands,
+        "bench",
+        "build or check a benchmark, show the degradations",
+        "cotir bench build --photos=photos/ --out=bench/",
+    )
     _add_build(actions)
-    check = actions.add_parser("check", help="check a folder in CoTIR-Bench's layout")
-    check.add_argument("folder", type=Path)
+    check = add_command(
+        actions,
+        "check",
+        "check a folder in CoTIR-Bench's layout",
+        _check,
+        "cotir bench check bench/",
+    )
+    check.add_argument("folder", type=Path, help="folder to check")
     check.add_argument("--workers", type=int, help="processes (default: all cores)")
-    check.set_defaults(run=_check)
-    gallery = actions.add_parser("gallery", help="draw every degradation at three severities")
+    gallery = add_command(
+        actions,
+        "gallery",
+        "draw every degradation at three severities",
+        _gallery,
+        "cotir bench gallery --photo=photo.jpg --out=gallery.jpg",
+    )
     gallery.add_argument("--out", type=Path, required=True, help="picture to write")
-    gallery.add_argument("--photo", type=Path, help="default: one inside scikit-image")
-    gallery.set_defaults(run=_gallery)
+    gallery.add_argument(
+        "--photo", type=Path, help="photo to degrade (default: one inside scikit-image)"
+    )
 
 
-def _add_build(actions) -> None:
-    build = actions.add_parser(
+def _add_build(actions: Commands) -> None:
+    build = add_command(
+        actions,
         "build",
-        help="write CoTIR-Bench's layout from clean photos",
-        description="The work goes on in OUT.part; a build that was killed continues there when "
-        "the same command is given again.",
+        "write a benchmark in CoTIR-Bench's layout from clean photos",
+        _build,
+        "cotir bench build --photos=photos/ --out=bench/ --samples=100 --size=512",
+        "cotir bench build --out=bench/ --degradations=haze+noise,rain-streak --size=256",
+        details="The work goes on in OUT.part; a build that was killed continues there when the\n"
+        "same command is given again.",
     )
     build.add_argument("--photos", help="folder, or gs://... (default: scikit-image's photographs)")
-    build.add_argument("--test-photos", help="photos for the test split alone")
+    build.add_argument(
+        "--test-photos", help="folder of photos for the test split only (default: some of --photos)"
+    )
     build.add_argument("--out", required=True, help="new folder")
-    build.add_argument("--samples", type=int, default=100, help="per degradation")
-    build.add_argument("--test-samples", type=int, default=5, help="per degradation")
+    build.add_argument("--samples", type=int, default=100, help="training samples per degradation")
+    build.add_argument("--test-samples", type=int, default=5, help="test samples per degradation")
     build.add_argument("--size", type=int, default=512, help="side in pixels")
-    build.add_argument("--seed", type=int, default=0)
+    build.add_argument("--seed", type=int, default=0, help="seed of every draw")
     build.add_argument(
         "--degradations",
         default="all",
         metavar="NAME[,NAME]",
         help="degradations, composites as haze+noise, or sets: all, quick, singles, seen, unseen; "
-        "the unseen composites come into the test split only (default: all)",
+        "the unseen composites are for the test split only (default: all)",
     )
     build.add_argument("--no-composites", action="store_true", help="single degradations only")
-    build.add_argument("--depth", type=Path, help="depth maps, named like their photos")
-    build.add_argument("--rain-masks", type=Path, help="picture or folder of rain masks")
-    build.add_argument("--snow-masks", type=Path, help="picture or folder of snow masks")
-    build.add_argument("--scene-endpoint", metavar="URL", help="OpenAI-compatible, for the scenes")
-    build.add_argument("--scene-model", metavar="NAME", help="vision-language model to ask there")
+    build.add_argument(
+        "--depth", type=Path, help="folder of depth maps, named like their photos (default: none)"
+    )
+    build.add_argument(
+        "--rain-masks", type=Path, help="picture or folder of rain masks (default: drawn rain)"
+    )
+    build.add_argument(
+        "--snow-masks", type=Path, help="picture or folder of snow masks (default: drawn snow)"
+    )
+    build.add_argument(
+        "--scene-endpoint",
+        metavar="URL",
+        help="OpenAI-compatible endpoint that describes the scenes (default: none)",
+    )
+    build.add_argument(
+        "--scene-model",
+        metavar="NAME",
+        help="vision-language model to ask there (default: none)",
+    )
     build.add_argument(
         "--format",
         choices=("tar", "array_record"),
         default="tar",
         help="tar shards, or a TFDS data set of ArrayRecord files",
     )
-    build.add_argument("--skip-bad", action="store_true", help="warn of unusable photos, go on")
+    build.add_argument("--skip-bad", action="store_true", help="warn of unusable photos and go on")
     build.add_argument("--workers", type=int, help="processes (default: all cores)")
     build.add_argument(
         "--beam",
         metavar="OPTIONS",
-        help="build ArrayRecord files with Apache Beam and these options of its; '': DirectRunner",
+        help="build ArrayRecord files with Apache Beam and these options of it; '': DirectRunner "
+        "(default: without Beam)",
     )
-    build.set_defaults(run=_build)
 
 
 def _build(args: argparse.Namespace) -> None:

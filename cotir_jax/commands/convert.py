@@ -1,10 +1,11 @@
-"""`cotir convert` and `cotir export`."""
+"""`cotir convert`: published checkpoints to a model folder."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+
+from cotir_jax.commands.parser import Commands, add_command
 
 _CONVERT_PATHS = {
     "base": "the base model: a native .safetensors file, or a folder in native or diffusers layout",
@@ -12,41 +13,39 @@ _CONVERT_PATHS = {
     "lora": "lora.pt or .safetensors (default: found in the base folder)",
     "autoencoder": "ae.safetensors, or a vae/ folder (default: found in the base folder)",
     "text-encoder": "folder of Qwen3, or of T5 (default: found in the base folder)",
-    "text-encoder-2": "folder of CLIP, for the flux1 family",
-    "tokenizer": "folder of the text encoder's tokenizer",
-    "tokenizer-2": "folder of CLIP's tokenizer",
+    "text-encoder-2": "folder of CLIP, for the flux1 family (default: found in the base folder)",
+    "tokenizer": "folder of the text encoder's tokenizer (default: found in the base folder)",
+    "tokenizer-2": "folder of CLIP's tokenizer (default: found in the base folder)",
 }
 
 
-def add_convert(commands: Any) -> None:
-    """Adds `cotir convert` to the commands."""
-    convert = commands.add_parser("convert", help="published checkpoints to a model folder")
+def add_convert(commands: Commands) -> None:
+    """Adds `cotir convert`."""
+    convert = add_command(
+        commands,
+        "convert",
+        "turn published checkpoints into a model folder",
+        _convert,
+        "cotir convert --model=klein-4b --base=FLUX.2-klein-4B/ --out=klein-4b/",
+    )
     convert.add_argument("--model", required=True, help="preset, for example klein-4b")
     for name, meaning in _CONVERT_PATHS.items():
         convert.add_argument(f"--{name}", type=Path, help=meaning, required=name == "base")
     convert.add_argument("--out", type=Path, required=True, help="model folder to write")
     convert.add_argument("--merge-lora", action="store_true", help="fold LoRA into the weights")
-    convert.add_argument("--overrides", default="", help='preset fields, "hidden_size=256, ..."')
-    convert.add_argument("--dtype", choices=("bfloat16", "float32"), help="of base weights")
-    convert.set_defaults(run=_convert)
-
-
-def add_export(commands: Any) -> None:
-    """Adds `cotir export` to the commands."""
-    export = commands.add_parser("export", help="LoRA and adapter back to PyTorch files")
-    export.add_argument("--model-dir", type=Path, required=True, help="model folder")
-    export.add_argument("--out", type=Path, required=True, help="folder to write")
-    export.add_argument("--format", choices=("pt", "safetensors"), default="pt")
-    export.add_argument(
-        "--merged", action="store_true", help="also the transformer with LoRA folded in"
+    convert.add_argument(
+        "--overrides", default="", help='preset fields, "hidden_size=256, ..." (default: none)'
     )
-    export.set_defaults(run=_export)
+    convert.add_argument(
+        "--dtype",
+        choices=("bfloat16", "float32"),
+        help="dtype of base weights (default: the preset's)",
+    )
 
 
 def _convert(args: argparse.Namespace) -> None:
     from cotir_jax.conversion.convert import Paths, convert
     from cotir_jax.models.presets import preset
-    from cotir_jax.text.tokenizer import TextTokenizer
 
     paths = Paths(**{name.replace("-", "_"): getattr(args, name.replace("-", "_"))
                      for name in _CONVERT_PATHS})  # fmt: skip
@@ -56,17 +55,6 @@ def _convert(args: argparse.Namespace) -> None:
         args.out,
         merge_lora=args.merge_lora,
         dtype=args.dtype,
-        # Room for Qwen3's chat template.
-        check_tokenizer=lambda folder, kind: TextTokenizer(folder, 77, kind).vocab_size,
         report=lambda line: print(line, flush=True),
     )
     print(f"converted {done['tensors']} tensors to {done['bytes'] / 1e9:.2f} GB in {args.out}")
-
-
-def _export(args: argparse.Namespace) -> None:
-    from cotir_jax.conversion.export import export
-
-    done = export(
-        args.model_dir, args.out, file_format=args.format, merged=args.merged, report=print
-    )
-    print(f"exported {done['tensors']} tensors, {done['bytes'] / 1e9:.2f} GB, to {args.out}")

@@ -8,13 +8,13 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from cotir_jax.commands import verify
+from cotir_jax.commands import golden_checks
 from cotir_jax.models import presets
 from cotir_jax.models.transformer import make_transformer
 
 
 def test_golden_numbers(golden):
-    checks = list(verify.verify(golden))
+    checks = list(golden_checks.verify(golden))
     names = {check.name for check in checks}
     parts = ("forward/velocity", "sample", "train/multiplier_scene", "train/final_weights")
     expected = {f"{family}/{part}" for family in ("flux1", "flux2") for part in parts}
@@ -40,7 +40,7 @@ def test_a_wrong_weight_fails_the_check(golden, tmp_path, part, file, tensor, ch
     tensors = load_file(path)
     tensors[tensor] *= 1.01
     save_file(tensors, path)
-    failed = [result.name for result in verify.verify(folder) if not result.passed]
+    failed = [result.name for result in golden_checks.verify(folder) if not result.passed]
     assert check in failed
 
 
@@ -51,11 +51,11 @@ def test_surplus_and_missing_tensors_are_named(golden, tmp_path):
     base["surprise.weight"] = base.pop("img_in.weight")
     save_file(base, folder / "base.safetensors")
     with pytest.raises(ValueError, match="missing img_in.weight"):
-        verify.load_release(folder)
+        golden_checks.load_release(folder)
     base["img_in.weight"] = np.zeros((128, 128), np.float32)
     save_file(base, folder / "base.safetensors")
     with pytest.raises(ValueError, match="surprise.weight"):
-        verify.load_release(folder)
+        golden_checks.load_release(folder)
 
 
 def test_truncated_checkpoint_is_one_line(golden, tmp_path):
@@ -65,13 +65,13 @@ def test_truncated_checkpoint_is_one_line(golden, tmp_path):
         path = folder / name
         path.write_bytes(path.read_bytes()[:-1000])
         with pytest.raises(ValueError, match=name) as error:
-            verify.load_release(folder)
+            golden_checks.load_release(folder)
         assert "\n" not in str(error.value)
 
 
 def test_empty_folder_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="nothing to verify"):
-        list(verify.verify(tmp_path))
+        list(golden_checks.verify(tmp_path))
 
 
 def test_every_preset_builds_abstractly():
