@@ -29,11 +29,9 @@ from cotir_jax.parallel.sharding import make_mesh
 from cotir_jax.restoring.restorer import Restorer
 from cotir_jax.restoring.test_split import restore_listing
 from cotir_jax.scoring import summary
-from cotir_jax.training import loop
-from cotir_jax.training.config import check_config, check_workdir
-
-# Fields of `config.bench` that name folders; empty: none.
-_FOLDERS = ("photos", "test_photos", "depth", "rain_masks", "snow_masks")
+from cotir_jax.training.config import Run, check_workdir
+from cotir_jax.training.hooks import Interrupted
+from cotir_jax.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/nano.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, events, results.")
@@ -79,23 +77,23 @@ def main(argv: list[str]) -> None:
                 _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
             )
         )
-        config, workdir = _CONFIG.value, Path(_WORKDIR.value)
+        workdir = Path(_WORKDIR.value)
         start = time.monotonic()
-        check_config(config)
-        data_dir = Path(config.data.dir) if config.data.dir else build_data(config, workdir)
+        run = Run.read(_CONFIG.value)
+        data = run.data
+        data_dir = Path(data.dir) if data.dir else build_data(run, workdir)
         try:
             fresh = None
-            if config.data.fresh:
-                plan = make_plan(**bench_options(config))
-                data = config.data
+            if data.fresh:
+                plan = make_plan(**run.bench_options)
                 sizes = tuple(data.fresh_sizes)
                 fresh = FreshSamples(plan, sizes, data.recoloured, data.drawn)
-            result = loop.run_training(config, workdir, data_dir, fresh)
-        except loop.Interrupted as interrupted:
+            result = train(run, workdir, data_dir, fresh)
+        except Interrupted as interrupted:
             print_result({"interrupted": str(interrupted)})
             sys.exit(0)
-        if config.evaluate.enabled:
-            result |= evaluate_run(config, workdir, data_dir)
+        if run.evaluate.enabled:
+            result |= evaluate_run(run, workdir, data_dir)
         result["seconds"] = round(time.monotonic() - start, 1)
         print_result(result)
 
@@ -106,42 +104,38 @@ def print_result(result: dict) -> None:
         print(json.dumps(result))
 
 
-def build_data(config, workdir: Path) -> Path:
+def build_data(run: Run, workdir: Path) -> Path:
     """Builds the benchmark of `config.bench` in the workdir, once; other processes wait for it."""
-    out, options = workdir / "bench", bench_options(config)
+    out, options = workdir / "bench", run.bench_options
     if not out.exists():
         # Building takes minutes; what is wrong with the shares is known before.
         trained = [folder_name(name) for name in make_plan(**options).names["train"]]
-        shares_of(trained, tuple(config.data.shares))
-    check_workdir(config, workdir)
+        shares_of(trained, tuple(run.data.shares))
+    check_workdir(run, workdir)
     while not processes.is_first() and not out.exists():
         time.sleep(0.5)
     if not out.exists():
-        build_bench(out, **options, workers=config.bench.workers or None)
+        build_bench(out, **options, workers=run.bench.workers or None)
     return out
 
 
-def bench_options(config) -> dict:
-    """What `make_plan` and `build_bench` are told of `config.bench`."""
-    bench = config.bench.to_dict()
-    return {name: value or None for name, value in bench.items() if name in _FOLDERS} | {
-        name: value for name, value in bench.items() if name not in (*_FOLDERS, "workers")
-    }
-
-
-def evaluate_run(config, workdir: Path, data_dir: Path) -> dict:
+def evaluate_run(run: Run, workdir: Path, data_dir: Path) -> dict:
     """Restores the test split with the run's model, scores it, and draws a before/after sheet.
 
     Each process restores a part of the split with its own devices; process 0 scores all.
     """
     mesh = make_mesh({"fsdp": -1}, jax.local_devices())
     restorer = Restorer.load(workdir / "model", mesh)
-    test, results, prompts = data_dir / "test", workdir / "results", config.evaluate.prompts
+    test, results, prompts = data_dir / "test", workdir / "results", run.evaluate.prompts
     lines = (test / "test.jsonl").read_text().splitlines()
     part = jax.process_index(), jax.process_count()
     for _ in tqdm(
         restore_listing(
-            restorer.pixels, test / "test.jsonl", results / prompts, prompts, part=part
+            lambda picture, prompt: restorer(picture, prompt).image,
+            test / "test.jsonl",
+            results / prompts,
+            prompts,
+            part=part,
         ),
         total=len(lines) // part[1],
         unit="picture",

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 from flax import nnx
 from jax.sharding import Mesh
 
@@ -18,7 +17,7 @@ from cotir_jax.models.transformer import make_transformer
 from cotir_jax.parallel.sharding import Rules, batch_sharding, shardings
 from cotir_jax.text.encoder import TextEncoder
 from cotir_jax.text.encoders import POOLED_TOKENS, TEXTS, TextEncoders, encoder_weights
-from cotir_jax.training.config import train_settings
+from cotir_jax.training.config import Run
 from cotir_jax.training.state import Frozen, TrainState, init_state
 
 # Several degradations, so that a multiplier for each has its real shape.
@@ -26,27 +25,26 @@ _DEGRADATIONS = 18
 
 
 def abstract_step(
-    config: ml_collections.ConfigDict,
-    model_config: presets.CoTIRConfig,
-    mesh: Mesh,
-    batch_size: int,
-    patch_size: int,
-    text: TextEncoders | None = None,
+    run: Run, batch_size: int, patch_size: int, text: TextEncoders | None = None
 ) -> tuple[Frozen, TrainState, dict[str, jax.ShapeDtypeStruct]]:
-    """Arguments of the training step as shapes with shardings, as a run builds them.
+    """Makes the training step's arguments as shapes with shardings, as a run builds them.
 
-    With `text` they are those of the step that encodes texts itself (`text.in_step`).
+    Args:
+      run: from `Run.read`.
+      batch_size: samples of all devices.
+      patch_size: side of the pictures in pixels.
+      text: the encoders, for a step that encodes texts itself.
     """
-    settings = train_settings(config, _DEGRADATIONS)
+    model_config = run.model
 
     def fresh() -> tuple[Frozen, TrainState]:
         rngs = nnx.Rngs(0)
         model = make_transformer(model_config, rngs=rngs)
         autoencoder = pipeline.make_autoencoder(model_config, rngs=rngs)
-        return init_state(model, autoencoder, settings, config.seed)
+        return init_state(model, autoencoder, run.settings, run.seed, run.groups(_DEGRADATIONS))
 
-    frozen, state = placed(jax.eval_shape(fresh), mesh, config.sharding_rules)
-    split = batch_sharding(mesh)
+    frozen, state = placed(jax.eval_shape(fresh), run.mesh, run.rules)
+    split = batch_sharding(run.mesh)
 
     def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
@@ -60,7 +58,7 @@ def abstract_step(
         if text.pooled is not None:
             batch["pooled_ids"] = rows((POOLED_TOKENS,), jnp.int32)
             batch["pooled_mask"] = rows((POOLED_TOKENS,), jnp.bool_)
-        return frozen._replace(text=encoder_weights(text, mesh)), state, batch
+        return frozen._replace(text=encoder_weights(text, run.mesh)), state, batch
     width = model_config.text_channels
     batch |= {name: rows((tokens, width), jnp.bfloat16) for name in TEXTS}
     if model_config.pooled_channels:
@@ -77,7 +75,7 @@ def abstract_text(
     """
 
     def make(kind: str, sizes: configs.EncoderConfig, tokens: int) -> TextEncoder:
-        module = lambda: nnx.split(configs.make_encoder(sizes, rngs=nnx.Rngs(0)))  # noqa: E731
+        module = lambda: nnx.split(configs.ENCODERS[kind][0](sizes, rngs=nnx.Rngs(0)))  # noqa: E731
         graph, weights = jax.eval_shape(module)
         alone = kind == "minilm" and not in_step
         where = Mesh([mesh.devices.flat[0]], ("device",)) if alone else mesh

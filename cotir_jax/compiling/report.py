@@ -16,16 +16,14 @@ from typing import Any
 import jax
 import ml_collections
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
 from cotir_jax import files
 from cotir_jax.compiling import abstract_run, program
 from cotir_jax.data.batches import Stage
-from cotir_jax.models import flops, presets
-from cotir_jax.parallel.sharding import make_mesh
+from cotir_jax.models import flops
 from cotir_jax.text import encoders
 from cotir_jax.text.encoders import TextEncoders
-from cotir_jax.training.config import check_step, make_stages
+from cotir_jax.training.config import Run
 from cotir_jax.training.state import Frozen, TrainState
 from cotir_jax.training.step import train_step
 
@@ -65,22 +63,17 @@ def report(
     devices = topology_devices(topology, num_slices)
     kind = topology.split(":")[0]
     limit = int(_PLATFORMS[kind][0] * GIB)
-    model_config = presets.preset(config.model.name, config.model.overrides)
-    mesh = make_mesh(dict(config.mesh), devices)
-    stages = make_stages(config)
+    run = Run.read(config, devices)
+    model_config, mesh, stages = run.model, run.mesh, run.stages
     if stage is not None and not 1 <= stage <= len(stages):
         raise ValueError(f"--stage={stage}: this run has stages 1 to {len(stages)}")
-    check_step(config, model_config, mesh)
     shape = ", ".join(f"{axis}={size}" for axis, size in mesh.shape.items())
     _log.info("%s on %d devices of %s: mesh %s", model_config.name, len(devices), topology, shape)
-    in_step = config.train.text_encoders == "in_step"
-    text = abstract_run.abstract_text(model_config, mesh, config.sharding_rules, in_step)
+    in_step = run.texts_in_step
+    text = abstract_run.abstract_text(model_config, mesh, run.rules, in_step)
     ahead = {"weights": 0, "temporaries": 0, "programs": {}} if in_step else text_programs(text)
     chosen = [(number, each) for number, each in enumerate(stages, 1) if stage in (None, number)]
-    results = [
-        stage_report(config, model_config, mesh, number, each, text, ahead, limit)
-        for number, each in chosen
-    ]
+    results = [stage_report(run, number, each, text, ahead, limit) for number, each in chosen]
     worst = max(results, key=lambda result: result["bytes_per_device"]["total"])
     return {
         "model": model_config.name,
@@ -95,7 +88,7 @@ def report(
         "bytes_per_device": worst["bytes_per_device"],
         "flops": worst["flops"],
         "collective_bytes": worst["collective_bytes"],
-        "text_encoders": config.train.text_encoders,
+        "text_encoders": "in_step" if in_step else "ahead",
         "text_programs": ahead,
         "stages": results,
         "fits": all(result["fits"] for result in results),
@@ -138,9 +131,7 @@ def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
 
 
 def stage_report(
-    config: ml_collections.ConfigDict,
-    model_config: presets.CoTIRConfig,
-    mesh: Mesh,
+    run: Run,
     number: int,
     stage: Stage,
     text: TextEncoders,
@@ -150,9 +141,9 @@ def stage_report(
     """Compiles the step of one stage; the report of that stage."""
     batch_size, patch_size = stage.batch_size, stage.patch_size
     name = f"stage {number}: {patch_size} x {patch_size} pixels, batch {batch_size}"
-    in_step = config.train.text_encoders == "in_step"
+    model_config, mesh, in_step = run.model, run.mesh, run.texts_in_step
     frozen, state, batch = abstract_run.abstract_step(
-        config, model_config, mesh, batch_size, patch_size, text if in_step else None
+        run, batch_size, patch_size, text if in_step else None
     )
     placement = jax.tree.map(lambda leaf: leaf.sharding, state)
     step_fn = encoders.in_step(train_step, text) if in_step else train_step
@@ -184,7 +175,7 @@ def stage_report(
     encoding = arguments + waiting + ahead["weights"] + ahead["temporaries"]
     total = max(running, encoding)
     parts = flops.training_step(
-        model_config, batch_size, patch_size, trainable=config.train.trainable,
+        model_config, batch_size, patch_size, trainable=run.settings.trainable,
         text_encoders=in_step,
     )  # fmt: skip
     result |= {
@@ -214,7 +205,7 @@ def stage_report(
     for warning in result["warnings"]:
         _log.warning("%s: %s", name, warning)
     if not result["fits"]:
-        result["advice"] = advice(config, model_config, mesh, result, limit)
+        result["advice"] = advice(run, result, limit)
         _log.warning("%s: %s", name, result["advice"])
     return result
 
@@ -272,32 +263,26 @@ def replicated(frozen: Frozen, state: TrainState) -> list[str]:
     return warnings
 
 
-def advice(
-    config: ml_collections.ConfigDict,
-    model_config: presets.CoTIRConfig,
-    mesh: Mesh,
-    result: dict[str, Any],
-    limit: int,
-) -> str:
+def advice(run: Run, result: dict[str, Any], limit: int) -> str:
     """Which config field to change for a stage that does not fit."""
-    sizes = result["bytes_per_device"]
+    sizes, mesh, accumulate = result["bytes_per_device"], run.mesh, run.settings.accumulate
     fixed = sizes["total"] - sizes["temporaries"]
     over = f"{sizes['total'] / GIB:.1f} GiB of {limit / GIB:.1f}"
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    each = result["batch_size"] // (parts * config.train.accumulate)
+    each = result["batch_size"] // (parts * accumulate)
     if fixed > limit:
         if mesh.shape["data"] > 1:
             return f"{over}: weights alone do not fit; raise config.mesh.fsdp, lower mesh.data"
         return f"{over}: weights and states alone do not fit: a larger topology is needed"
-    if model_config.remat != "full":
-        return f"{over}: set config.model.overrides=\"remat='full'\" (now {model_config.remat!r})"
+    if run.model.remat != "full":
+        return f"{over}: set config.model.overrides=\"remat='full'\" (now {run.model.remat!r})"
     if each > 1:
         room = max(1, int(each * (limit - fixed) / max(sizes["temporaries"], 1)))
-        batch = min(room, each - 1) * parts * config.train.accumulate
+        batch = min(room, each - 1) * parts * accumulate
         return (
             f"{over}: lower the batch size of stage {result['stage']} in config.train.stages from "
             f"{result['batch_size']} to about {batch}, or raise config.train.accumulate (now "
-            f"{config.train.accumulate})"
+            f"{accumulate})"
         )
     return (
         f"{over} with one sample on a device: raise config.mesh.tensor (now "

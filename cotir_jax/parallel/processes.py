@@ -178,13 +178,11 @@ def own_rows(size: int, sharding: NamedSharding) -> list[int]:
     return sorted({row for index in held if index for row in range(size)[index[0]]})
 
 
-def place_rows(
-    arrays: Mapping[str, np.ndarray], rows: list[int], size: int, sharding: NamedSharding
-) -> dict[str, jax.Array]:
-    """Arrays over the whole mesh from the rows that each process has.
+def place_rows(tree: Any, rows: list[int], size: int, sharding: NamedSharding) -> Any:
+    """Makes arrays over the complete mesh from the rows that each process has.
 
     Args:
-      arrays: `[rows, ...]`, of this process.
+      tree: pytree of arrays `[rows, ...]` of this process.
       rows: which rows of the batch they are, from `own_rows`.
       size: rows of the batch.
       sharding: of the batch.
@@ -199,10 +197,10 @@ def place_rows(
 
         return read
 
-    return {
-        name: jax.make_array_from_callback((size, *array.shape[1:]), sharding, part(array))
-        for name, array in arrays.items()
-    }
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback((size, *array.shape[1:]), sharding, part(array)),
+        tree,
+    )
 
 
 class StopRequest:

@@ -1,178 +1,222 @@
-"""What a run's config means: settings of the step, stages, and the checks before anything runs."""
+"""A run as its config describes it: read once, and checked before anything is built."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_collections
+import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from cotir_jax import files
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.data.batches import Stage
 from cotir_jax.models import presets
 from cotir_jax.parallel import processes
-from cotir_jax.parallel.sharding import make_mesh
+from cotir_jax.parallel.sharding import Rules, make_mesh
 from cotir_jax.training.settings import TrainSettings
 
-# Sections of the config that may change when a run is continued.
+# Sections and fields of the config that may change when a run is continued.
 FREE_SECTIONS = ("log", "profile", "checkpoint", "evaluate", "mesh", "sharding_rules")
 FREE_FIELDS = ("data.workers", "data.threads", "data.text_cache_gb")
+# Fields of `config.bench` that name folders; empty: none.
+_FOLDERS = ("photos", "test_photos", "depth", "rain_masks", "snow_masks")
 
 
-def train_settings(config: ml_collections.ConfigDict, num_degradations: int) -> TrainSettings:
-    """The step's settings from a config."""
-    fields = ("learning_rate", "learning_rate_floor", "optimizer", "weight_decay", "b1", "b2",
-              "clip_norm", "timestep_mean", "timestep_std", "full_noise", "guidance", "accumulate",
-              "ema_decay", "trainable")  # fmt: skip
-    constraints = config.constraints
-    return TrainSettings(
-        **{name: config.train[name] for name in fields},
-        # A run cut short for a trial still ends its warm-up.
-        warmup_steps=min(config.train.warmup_steps, config.train.steps - 1),
-        total_steps=config.train.steps,
-        tolerances=tuple(constraints.tolerances),
-        dual_learning_rate=constraints.learning_rate,
-        initial_multiplier=constraints.initial,
-        multiplier_groups=num_degradations if constraints.per_degradation else 1,
-        mask_padding=constraints.mask_padding,
-    )
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """What a config says, with its fields' meanings and defaults in `configs/default.py`.
+
+    Attributes:
+      model: the transformer's sizes.
+      mesh: devices.
+      rules: logical axis of a weight -> mesh axis.
+      seed: of weights, data order, noise and timesteps.
+      init: the model folder that training starts from, None for none.
+      settings: of the training step.
+      per_degradation: whether each degradation has multipliers of its own.
+      stages: in order; the last one ends with the run.
+      texts_in_step: whether the training step encodes its texts, rather than the host ahead of it.
+      data, bench, log, profile, checkpoint, evaluate: these sections of the config.
+      recorded: the complete config, as `config.json` in the workdir holds it.
+    """
+
+    model: presets.CoTIRConfig
+    mesh: Mesh
+    rules: Rules
+    seed: int
+    init: Path | None
+    settings: TrainSettings
+    per_degradation: bool
+    stages: tuple[Stage, ...]
+    texts_in_step: bool
+    data: FrozenConfigDict
+    bench: FrozenConfigDict
+    log: FrozenConfigDict
+    profile: FrozenConfigDict
+    checkpoint: FrozenConfigDict
+    evaluate: FrozenConfigDict
+    recorded: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
+        """Reads and checks a config.
+
+        Args:
+          config: see `configs/default.py`.
+          devices: of the mesh, by default all that are here. Devices that are given need not be
+            here (compile mode): then the data and the weights to start from are not checked.
+
+        Raises:
+          ValueError: naming the field and what is accepted.
+        """
+        sections = ("data", "bench", "log", "profile", "checkpoint", "evaluate")
+        run = cls(
+            model=presets.preset(config.model.name, config.model.overrides),
+            mesh=make_mesh(dict(config.mesh), devices),
+            rules=tuple(config.sharding_rules),
+            seed=config.seed,
+            init=_init_folder(config),
+            settings=TrainSettings.read(config),
+            per_degradation=config.constraints.per_degradation,
+            stages=tuple(read_stages(config)),
+            texts_in_step=config.train.text_encoders == "in_step",
+            **{name: FrozenConfigDict(config[name]) for name in sections},
+            recorded=json.loads(config.to_json_best_effort()),
+        )
+        _check_choice("text_encoders", config.train.text_encoders, ("ahead", "in_step"))
+        _check_choice("optimizer", run.settings.optimizer, ("adamw", "muon"))
+        run._check_stages()
+        if run.settings.initial_multiplier < 0:
+            raise ValueError(
+                f"config.constraints.initial={run.settings.initial_multiplier}: multipliers are 0 "
+                "or more"
+            )
+        if devices is None:
+            run._check_data()
+            run._check_init(config.init)
+        return run
+
+    @property
+    def steps(self) -> int:
+        """Steps of the complete run."""
+        return self.stages[-1].last_step
+
+    @property
+    def bench_options(self) -> dict[str, Any]:
+        """The arguments of `make_plan` and `build_bench` that `config.bench` gives."""
+        options = {name: value for name, value in self.bench.items() if name != "workers"}
+        return options | {name: options[name] or None for name in _FOLDERS}
+
+    def groups(self, num_degradations: int) -> int:
+        """The number of groups of samples that have multipliers of their own."""
+        return num_degradations if self.per_degradation else 1
+
+    def _check_stages(self) -> None:
+        parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.settings.accumulate
+        for stage in self.stages:
+            if stage.patch_size % self.model.patch:
+                raise ValueError(
+                    f"config.train.stages: patch size {stage.patch_size} is not a multiple of "
+                    f"{self.model.name}'s {self.model.patch} pixels"
+                )
+            if stage.batch_size % parts:
+                raise ValueError(
+                    f"config.train.stages: batch size {stage.batch_size} does not divide over data "
+                    f"x fsdp x accumulate = {parts}"
+                )
+
+    def _check_data(self) -> None:
+        data = self.data
+        smallest = min((data.fresh and data.fresh_sizes) or (self.bench.size,))
+        largest_patch = max(stage.patch_size for stage in self.stages)
+        if (data.fresh or not data.dir) and largest_patch > smallest:
+            raise ValueError(
+                f"config.train.stages: patch size {largest_patch} is larger than {smallest}, the "
+                "least of config.bench.size and config.data.fresh_sizes"
+            )
+        for name in ("recoloured", "drawn"):
+            value = data[name]
+            if not 0 <= value <= 1:
+                raise ValueError(f"config.data.{name}={value}: a probability, 0 to 1, is expected")
+            if value and not data.fresh:
+                raise ValueError(
+                    f"config.data.{name}={value} changes only fresh samples; set "
+                    "config.data.fresh=True or leave it at 0"
+                )
+
+    def _check_init(self, init: str) -> None:
+        if self.init is not None:
+            model_folder.load_config(self.init)
+        if self.model.text_encoder != "minilm" and init in ("scratch", "package"):
+            raise ValueError(
+                f"config.init={init!r}: {self.model.name} trains from its published weights; "
+                "give the folder that cotir convert wrote"
+            )
 
 
-def make_stages(config: ml_collections.ConfigDict) -> list[Stage]:
-    """Stages by their last steps, the last one cut or stretched to `train.steps`.
+def read_stages(config: ConfigDict) -> list[Stage]:
+    """Reads the stages, the last one cut or stretched to `train.steps`.
 
     Raises:
       ValueError: for stages that are not in order.
     """
     stages, first = [], 0
-    listed = [tuple(stage) for stage in config.train.stages]
-    for last, patch_size, batch_size in listed:
-        if last <= first:
+    listed, steps = [tuple(stage) for stage in config.train.stages], config.train.steps
+    for end, patch_size, batch_size in listed:
+        if end <= first:
             raise ValueError(f"config.train.stages {listed}: last steps must grow")
-        end = min(last, config.train.steps)
-        if end > first:
-            stages.append(Stage(first, end, patch_size, batch_size))
-        first = last
+        if first < steps:
+            stages.append(Stage(first, min(end, steps), patch_size, batch_size))
+        first = end
     if not stages:
         raise ValueError("config.train.steps and config.train.stages give no step to run")
-    if stages[-1].last_step < config.train.steps:
-        final = stages.pop()
-        stages.append(
-            Stage(final.first_step, config.train.steps, final.patch_size, final.batch_size)
-        )
+    stages[-1] = dataclasses.replace(stages[-1], last_step=steps)
     return stages
 
 
-def check_config(config: ml_collections.ConfigDict) -> None:
-    """Finds impossible values before anything is built, downloaded or compiled.
-
-    Raises:
-      ValueError: naming the field and what is accepted.
-    """
-    model_config = presets.preset(config.model.name, config.model.overrides)
-    mesh = make_mesh(dict(config.mesh))
-    check_step(config, model_config, mesh)
-    for stage in make_stages(config):
-        sides = (config.data.fresh and config.data.fresh_sizes) or (config.bench.size,)
-        made_here = config.data.fresh or not config.data.dir
-        if made_here and stage.patch_size > min(sides):
-            raise ValueError(
-                f"config.train.stages: patch size {stage.patch_size} is larger than "
-                f"{min(sides)}, the least of config.bench.size and config.data.fresh_sizes"
-            )
-    for name in ("recoloured", "drawn"):
-        value = config.data[name]
-        if not 0 <= value <= 1:
-            raise ValueError(f"config.data.{name}={value}: a probability, 0 to 1, is expected")
-        if value and not config.data.fresh:
-            raise ValueError(
-                f"config.data.{name}={value} changes fresh samples alone; set "
-                "config.data.fresh=True or leave it at 0"
-            )
-    if config.constraints.initial < 0:
-        raise ValueError(
-            f"config.constraints.initial={config.constraints.initial}: multipliers are 0 or more"
-        )
-    folder = init_folder(config)
-    if folder is not None:
-        model_folder.load_config(folder)
-    if model_config.text_encoder != "minilm" and config.init in ("scratch", "package"):
-        raise ValueError(
-            f"config.init={config.init!r}: {model_config.name} trains from its published weights; "
-            "give the folder that cotir convert wrote"
-        )
-
-
-def check_step(
-    config: ml_collections.ConfigDict, model_config: presets.CoTIRConfig, mesh: Mesh
-) -> None:
-    """Raises `ValueError` for pictures or batches that the model or the mesh cannot take."""
-    if config.train.text_encoders not in ("ahead", "in_step"):
-        raise ValueError(
-            f"config.train.text_encoders={config.train.text_encoders!r}: accepted are 'ahead' and "
-            "'in_step'"
-        )
-    if config.train.optimizer not in ("adamw", "muon"):
-        raise ValueError(
-            f"config.train.optimizer={config.train.optimizer!r}: accepted are 'adamw' and 'muon'"
-        )
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
-    for stage in make_stages(config):
-        if stage.patch_size % model_config.patch:
-            raise ValueError(
-                f"config.train.stages: patch size {stage.patch_size} is not a multiple of "
-                f"{model_config.name}'s {model_config.patch} pixels"
-            )
-        if stage.batch_size % parts:
-            raise ValueError(
-                f"config.train.stages: batch size {stage.batch_size} does not divide over data x "
-                f"fsdp x accumulate = {parts}"
-            )
-
-
-def init_folder(config: ml_collections.ConfigDict) -> Path | None:
-    """The model folder that training starts from, None for none."""
-    if config.init == "scratch":
-        return None
-    if config.init == "package":
-        return model_folder.PACKAGED / config.model.name
-    return Path(config.init)
-
-
-def check_workdir(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Remembers the config in the workdir; refuses one that holds another run.
+def check_workdir(run: Run, workdir: Path) -> None:
+    """Writes the config to the workdir; refuses one that holds another run.
 
     Raises:
       ValueError: naming the fields that differ.
     """
     path = workdir / "config.json"
-    ours = json.loads(config.to_json_best_effort())
     if path.exists():
-        theirs = json.loads(path.read_text())
-        flat_ours, flat_theirs = _flat(ours), _flat(theirs)
+        ours, theirs = _flat(run.recorded), _flat(json.loads(path.read_text()))
         names = [
             name
-            for name in sorted(flat_ours.keys() | flat_theirs.keys())
-            if flat_ours.get(name) != flat_theirs.get(name)
+            for name in sorted(ours.keys() | theirs.keys())
+            if ours.get(name) != theirs.get(name)
             and name.split(".")[0] not in FREE_SECTIONS
             and name not in FREE_FIELDS
         ]
         if names:
             shown = ", ".join(
-                f"{n}={flat_theirs.get(n)!r} there, {flat_ours.get(n)!r} here" for n in names[:4]
+                f"{name}={theirs.get(name)!r} there, {ours.get(name)!r} here" for name in names[:4]
             )
             raise ValueError(
                 f"{workdir} holds a run with another config ({shown}); give another --workdir, or "
                 "the same config to continue it"
             )
-    if not processes.is_first():
-        return
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write_text(path, json.dumps(ours, indent=1, sort_keys=True) + "\n")
+    if processes.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        files.write_text(path, json.dumps(run.recorded, indent=1, sort_keys=True) + "\n")
+
+
+def _init_folder(config: ConfigDict) -> Path | None:
+    named = {"scratch": None, "package": model_folder.PACKAGED / config.model.name}
+    return named[config.init] if config.init in named else Path(config.init)
+
+
+def _check_choice(name: str, value: str, accepted: tuple[str, str]) -> None:
+    if value not in accepted:
+        one, other = map(repr, accepted)
+        raise ValueError(f"config.train.{name}={value!r}: accepted are {one} and {other}")
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 
 class TrainSettings(NamedTuple):
-    """What a training step needs beside arrays; part of the compiled program.
+    """What a training step needs besides arrays; part of the compiled program.
+
+    The default values are those of `configs/default.py`.
 
     Attributes:
       learning_rate, warmup_steps, total_steps, learning_rate_floor: linear warm-up from 0, cosine
@@ -16,7 +20,6 @@ class TrainSettings(NamedTuple):
       tolerances: delta of scene, degradation, plan.
       dual_learning_rate: of the multipliers' Adam ascent.
       initial_multiplier: value that all multipliers start from.
-      multiplier_groups: 1, or the number of degradations for a multiplier each.
       mask_padding: leave padding out of the constraint losses.
       timestep_mean, timestep_std: t = sigmoid(mean + std * N(0, 1)).
       full_noise: probability that a sample trains at t = 1, where one-step sampling starts.
@@ -26,24 +29,41 @@ class TrainSettings(NamedTuple):
       trainable: "lora_and_adapter" or "all".
     """
 
-    learning_rate: float = 5e-4
-    warmup_steps: int = 2000
-    total_steps: int = 120_001
-    learning_rate_floor: float = 5e-5
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    b1: float = 0.9
-    b2: float = 0.999
-    clip_norm: float = 1.0
-    tolerances: tuple[float, float, float] = (1e-4, 1e-4, 1e-4)
-    dual_learning_rate: float = 1e-4
-    initial_multiplier: float = 0.0
-    multiplier_groups: int = 1
-    mask_padding: bool = False
-    timestep_mean: float = 0.0
-    timestep_std: float = 1.0
-    full_noise: float = 0.0
-    guidance: float = 4.0
-    accumulate: int = 1
-    ema_decay: float = 0.0
-    trainable: str = "lora_and_adapter"
+    learning_rate: float
+    warmup_steps: int
+    total_steps: int
+    learning_rate_floor: float
+    optimizer: str
+    weight_decay: float
+    b1: float
+    b2: float
+    clip_norm: float
+    tolerances: tuple[float, float, float]
+    dual_learning_rate: float
+    initial_multiplier: float
+    mask_padding: bool
+    timestep_mean: float
+    timestep_std: float
+    full_noise: float
+    guidance: float
+    accumulate: int
+    ema_decay: float
+    trainable: str
+
+    @classmethod
+    def read(cls, config: ConfigDict) -> TrainSettings:
+        """Reads the settings from `config.train` and `config.constraints`."""
+        train, constraints = config.train, config.constraints
+        same = {name: train[name] for name in cls._fields if name in train}
+        return cls(
+            **same
+            | {
+                # A run cut short for a trial still ends its warm-up.
+                "warmup_steps": min(train.warmup_steps, train.steps - 1),
+                "total_steps": train.steps,
+                "tolerances": tuple(constraints.tolerances),
+                "dual_learning_rate": constraints.learning_rate,
+                "initial_multiplier": constraints.initial,
+                "mask_padding": constraints.mask_padding,
+            }
+        )

@@ -69,6 +69,7 @@ def init_state(
     autoencoder: Autoencoder | PatchAutoencoder,
     settings: TrainSettings,
     seed: int,
+    groups: int = 1,
 ) -> tuple[Frozen, TrainState]:
     """Splits a model into frozen weights and a fresh training state.
 
@@ -79,6 +80,7 @@ def init_state(
       autoencoder: gives the latents.
       settings: see `TrainSettings`.
       seed: of noise and timesteps.
+      groups: 1, or the number of degradations for multipliers of each.
 
     Returns:
       frozen weights, training state.
@@ -88,9 +90,7 @@ def init_state(
     autoencoder_graph, autoencoder_weights = nnx.split(autoencoder)
     trainable = jax.tree.map(lambda x: x.astype(jnp.float32), trainable)
     multipliers = jnp.full(
-        (settings.multiplier_groups, len(objective.THOUGHTS)),
-        settings.initial_multiplier,
-        jnp.float32,
+        (groups, len(objective.THOUGHTS)), settings.initial_multiplier, jnp.float32
     )
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -108,6 +108,6 @@ def init_state(
     return Frozen(base, autoencoder_weights), state
 
 
-def restored_weights(state: TrainState) -> nnx.State:
-    """The weights that are used outside training: the average where there is one."""
+def evaluation_weights(state: TrainState) -> nnx.State:
+    """The weights that validation and the written model use: the average where there is one."""
     return state.trainable if state.ema is None else state.ema

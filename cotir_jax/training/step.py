@@ -18,7 +18,6 @@ from cotir_jax.models.transformer import Text, Transformer, predict
 from cotir_jax.parallel.sharding import in_rounds
 from cotir_jax.training import objective
 from cotir_jax.training.optimizer import learning_rate, make_optimizer
-from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import Frozen, TrainState
 
 # Pixels that one device encodes at a time: a picture of 512 x 512. Its activations take 0.6 GB.
@@ -65,7 +64,7 @@ def loss_fn(
         if settings.mask_padding:
             masks = tuple(inputs[f"{name}_mask"] for name in objective.THOUGHTS)
         losses = objective.constraint_losses((out.scene, out.degradation, out.plan), written, masks)
-    violation, share = _violations(settings, losses, inputs["group"])
+    violation, share = _violations(state, losses, inputs["group"])
     loss = objective.lagrangian(velocity_loss, violation, share, state.multipliers)
     return loss, {"velocity_loss": velocity_loss, "constraint_losses": losses}
 
@@ -83,7 +82,7 @@ def update(
     optimizer = make_optimizer(settings)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    violation, _ = _violations(settings, losses, inputs["group"])
+    violation, _ = _violations(state, losses, inputs["group"])
     dual = objective.dual_ascent(settings.dual_learning_rate)
     multipliers, dual_state = objective.dual_step(
         dual, violation, state.dual_state, state.multipliers
@@ -178,11 +177,13 @@ def _gradients(frozen: Frozen, state: TrainState, inputs: Mapping[str, jax.Array
     return loss, velocity_loss, rearrange(losses, "n b k -> (b n) k"), gradients
 
 
-def _violations(settings: TrainSettings, losses: jax.Array, group: jax.Array):
-    groups = group if settings.multiplier_groups > 1 else jnp.zeros_like(group)
-    return objective.violations(
-        losses, jnp.asarray(settings.tolerances), groups, settings.multiplier_groups
-    )
+def _violations(
+    state: TrainState, losses: jax.Array, group: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Violations per group, and the groups' shares of the batch; see `objective.violations`."""
+    count = len(state.multipliers)
+    groups = group if count > 1 else jnp.zeros_like(group)
+    return objective.violations(losses, jnp.asarray(state.settings.tolerances), groups, count)
 
 
 def check_finite(metrics: Mapping[str, Any], step: int) -> None:

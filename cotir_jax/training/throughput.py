@@ -1,19 +1,15 @@
-"""How fast training runs: step time, share of the peak, waiting for data, memory, a profile."""
+"""How fast training runs: step time, share of the peak, waiting for data, memory."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import jax
-
-_log = logging.getLogger(__name__)
 
 # Dense bfloat16 FLOP/s of one JAX device, by the beginning of `device_kind`, the longest counts.
 # TPU: "peak compute per chip (bf16)" on the Cloud TPU documentation's page of each version; a chip
@@ -140,37 +136,6 @@ class Throughput:
 NAMES = (
     "step_seconds", "samples_per_second", "input_wait", "mfu", "memory_gb", "peak_memory_gb",
 )  # fmt: skip
-
-
-class Profile:
-    """Writes a profiler trace of some steps, for TensorBoard's profile page or Perfetto.
-
-    Args:
-      folder: where to.
-      at: the step after which it begins; 0 for never.
-      steps: how many steps it shows.
-    """
-
-    def __init__(self, folder: Path, at: int, steps: int):
-        self._folder, self._first, self._last = folder, at, at + steps
-        self._running = False
-
-    def after(self, step: int, outputs: Any) -> None:
-        """Begins or ends the trace, once this step's outputs are there."""
-        if self._first and step == self._first:
-            jax.block_until_ready(outputs)
-            jax.profiler.start_trace(str(self._folder))
-            self._running = True
-        elif self._running and step >= self._last:
-            jax.block_until_ready(outputs)
-            self.close()
-
-    def close(self) -> None:
-        """Ends a trace that is under way."""
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False
-            _log.info("profile of steps %d to %d: %s", self._first, self._last, self._folder)
 
 
 def _memory(devices: list[jax.Device]) -> dict[str, float]:

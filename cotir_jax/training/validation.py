@@ -1,118 +1,115 @@
-"""Validation while training: the held-out samples, restored with the weights of the moment."""
+"""Validation while training: the held-out samples, restored with the current weights."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from flax import nnx
-from jax.sharding import Mesh
 
 from cotir_jax.checkpoints.training import METRIC
 from cotir_jax.data.batches import Stage, stage_batches
 from cotir_jax.data.shard_index import ShardIndex
 from cotir_jax.images.pictures import side_by_side
-from cotir_jax.models import pipeline, presets
+from cotir_jax.models import pipeline
 from cotir_jax.models.transformer import Text
 from cotir_jax.parallel import processes
 from cotir_jax.parallel.sharding import batch_sharding, replicated
 from cotir_jax.text.encoders import TextEncoders, embed_ahead, encode_prompts
-from cotir_jax.training.state import Frozen, TrainState, restored_weights
+from cotir_jax.training.config import Run
+from cotir_jax.training.hooks import Finished
+from cotir_jax.training.metric_files import MetricFiles
+from cotir_jax.training.state import Frozen, TrainState, evaluation_weights
 
-_READ = ("lq", "prompt", "pooled", "empty")
-
-
-class Result(NamedTuple):
-    """What a validation found.
-
-    Attributes:
-      metrics: PSNR of the restored pictures (`METRIC`) and of the degraded ones.
-      rows: uint8 `[pictures, height, width, 3]`, degraded | restored | clean side by side.
-    """
-
-    metrics: dict[str, float]
-    rows: np.ndarray
+_log = logging.getLogger(__name__)
 
 
 class Validation:
-    """The held-out samples and the program that restores them.
+    """The held-out samples and the program that restores them; scores a step's state.
 
     Every process of a run builds one and calls it, and gets the same result.
 
     Args:
-      held_out: the samples.
-      config: see `configs/default.py`.
-      model_config: the transformer's sizes.
-      stage: the last one, of whose patch size the samples are cut.
+      held_out: the samples, cropped to the patch size of the run's last stage.
+      run: says how many samples, and how many pictures to show.
       text: encodes the prompts.
-      mesh: of the training state.
+      frozen: weights that do not train.
+      files: for scores and pictures.
     """
 
     def __init__(
-        self,
-        held_out: ShardIndex,
-        config: ml_collections.ConfigDict,
-        model_config: presets.CoTIRConfig,
-        stage: Stage,
-        text: TextEncoders,
-        mesh: Mesh,
+        self, held_out: ShardIndex, run: Run, text: TextEncoders, frozen: Frozen, files: MetricFiles
     ):
-        self._count = config.data.validation * len(held_out.degradations)
-        self._sharding = batch_sharding(mesh)
-        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        self._run, self._frozen, self._files = run, frozen, files
+        self._count = run.data.validation * len(held_out.degradations)
+        self._sharding = batch_sharding(run.mesh)
+        parts = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
         # As large as training's, or as few as the devices can share evenly.
-        self._size = min(-(-self._count // parts) * parts, stage.batch_size)
-        self._batches = self._read(held_out, config, model_config, stage, text)
-        self._run = jax.jit(_restore, out_shardings=replicated(mesh))
+        self._size = min(-(-self._count // parts) * parts, run.stages[-1].batch_size)
+        self._batches = self._read(held_out, text)
+        self._restore = jax.jit(_restore, out_shardings=replicated(run.mesh))
         self._compiled: Any = None
 
-    def __call__(self, frozen: Frozen, state: TrainState, pictures: int) -> Result:
-        """Restores and scores the samples; shows the first `pictures`."""
+    def __call__(self, finished: Finished) -> dict[str, float]:
+        """Restores the samples with the current weights, and scores them.
+
+        Returns:
+          PSNR of the restored pictures (`METRIC`) and of the degraded ones.
+        """
         every = list(range(self._size))
         results = []
         for batch in self._batches:
-            inputs = {name: batch[name] for name in _READ if name in batch}
+            inputs = {name: batch[name] for name in ("lq", "text", "empty") if name in batch}
             placed = processes.place_rows(inputs, every, self._size, self._sharding)
+            arguments = self._frozen, finished.state, placed
             if self._compiled is None:
-                self._compiled = processes.compile_together(self._run, frozen, state, placed)
-            results.append(np.asarray(self._compiled(frozen, state, placed)))
-        restored = np.concatenate(results)[: self._count]
-        lq, hq = (
-            np.concatenate([batch[name] for batch in self._batches])[: self._count]
-            for name in ("lq", "hq")
-        )
-        rows = [side_by_side([lq[i], restored[i], hq[i]]) for i in range(min(pictures, len(hq)))]
-        metrics = {METRIC: mean_psnr(restored, hq), "input_psnr": mean_psnr(lq, hq)}
-        return Result(metrics, np.stack(rows) if rows else np.zeros((0, 1, 1, 3), np.uint8))
+                self._compiled = processes.compile_together(self._restore, *arguments)
+            results.append(np.asarray(self._compiled(*arguments)))
+        degraded, clean = ([batch[name] for batch in self._batches] for name in ("lq", "hq"))
+        pictures = [np.concatenate(x)[: self._count] for x in (degraded, results, clean)]
+        lq, restored, hq = pictures
+        scores = {METRIC: mean_psnr(restored, hq), "input_psnr": mean_psnr(lq, hq)}
+        self._show(finished.step, scores, pictures)
+        return scores
 
-    def _read(
-        self,
-        held_out: ShardIndex,
-        config: ml_collections.ConfigDict,
-        model_config: presets.CoTIRConfig,
-        stage: Stage,
-        text: TextEncoders,
-    ) -> list[dict[str, np.ndarray]]:
-        """All samples, embedded; the last batch is filled up with samples of the beginning."""
-        once = Stage(0, -(-self._count // self._size), stage.patch_size, self._size)
+    def _show(self, step: int, scores: dict[str, float], pictures: list[np.ndarray]) -> None:
+        self._files.write_scalars(step, scores)
+        if processes.is_first():
+            said = ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items())
+            _log.info("step %d validation: %s", step, said)
+        shown = min(self._run.log.pictures, self._count)
+        if shown:
+            rows = [side_by_side([each[i] for each in pictures]) for i in range(shown)]
+            self._files.write_pictures(step, "validation", np.stack(rows))
+
+    def _read(self, held_out: ShardIndex, text: TextEncoders) -> list[dict[str, Any]]:
+        """Reads all samples and embeds their prompts; the first ones fill up the last batch."""
+        run = self._run
+        stage = Stage(0, -(-self._count // self._size), run.stages[-1].patch_size, self._size)
         batches = stage_batches(
             held_out,
-            once,
-            seed=config.seed,
+            stage,
+            seed=run.seed,
             tokenizer=text.tokens.tokenizer,
             pooled_tokenizer=text.pooled and text.pooled.tokenizer,
             vague_schedule=((0, 0.0),),
-            num_threads=config.data.threads,
+            num_threads=run.data.threads,
         )
-        embedded = [embed_ahead(batch, text) for batch in batches]
-        if model_config.guidance and not model_config.guidance_embed:
-            prompts = [""] * self._size
-            empty = np.asarray(encode_prompts(text, prompts).embeddings)
-            embedded = [batch | {"empty": empty} for batch in embedded]
-        return embedded
+        return [self._embedded(batch, text) for batch in batches]
+
+    def _embedded(self, batch: Mapping[str, Any], text: TextEncoders) -> dict[str, Any]:
+        embedded = embed_ahead(batch, text)
+        out = {
+            "lq": batch["lq"],
+            "hq": batch["hq"],
+            "text": Text(embedded["prompt"], embedded.get("pooled")),
+        }
+        if self._run.model.guidance and not self._run.model.guidance_embed:
+            out["empty"] = encode_prompts(text, [""] * self._size)
+        return out
 
 
 def mean_psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
@@ -122,13 +119,13 @@ def mean_psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
     return float((10 * np.log10(1 / (error + 1e-8))).mean())
 
 
-def _restore(frozen: Frozen, state: TrainState, batch: Mapping[str, jax.Array]) -> jax.Array:
+def _restore(frozen: Frozen, state: TrainState, batch: Mapping[str, Any]) -> jax.Array:
     return pipeline.restore_pictures(
-        nnx.merge(state.graphdef, restored_weights(state), frozen.transformer),
+        nnx.merge(state.graphdef, evaluation_weights(state), frozen.transformer),
         nnx.merge(state.autoencoder, frozen.autoencoder),
         batch["lq"],
-        Text(batch["prompt"], batch.get("pooled")),
+        batch["text"],
         jax.random.key(0),
         state.config.num_steps,
-        Text(batch["empty"]) if "empty" in batch else None,
+        batch.get("empty"),
     )

@@ -14,13 +14,13 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from cotir_jax.configs import default, tpu_v4, tpu_v5e, tpu_v5p, tpu_v6e
 from cotir_jax.compiling import abstract_run, report
 from cotir_jax.compiling.program import collectives, out_of_memory
+from cotir_jax.configs import default, tpu_v4, tpu_v5e, tpu_v5p, tpu_v6e
 from cotir_jax.models import flops, pipeline, presets
 from cotir_jax.models.transformer import make_transformer
 from cotir_jax.parallel.sharding import RULES, make_mesh
-from cotir_jax.training.config import make_stages, train_settings
+from cotir_jax.training.config import Run, read_stages
 from cotir_jax.training.state import init_state
 from cotir_jax.training.step import draw_inputs, loss_fn, train_step
 
@@ -60,6 +60,14 @@ def _products(jaxpr) -> int:
     return total
 
 
+def _run(name, overrides="", devices=None, mesh=None, **train):
+    config = default.get_config(name)
+    config.model.overrides = overrides
+    config.train.update(train)
+    config.mesh.update({"data": 1, "fsdp": 1} | (mesh or {}))
+    return Run.read(config, devices or jax.devices()[:1])
+
+
 @pytest.mark.parametrize("name", ["nano", "klein-4b", "kontext-12b"])
 def test_flops_of_text_encoders_are_those_of_their_trace(name):
     model = presets.preset(name)
@@ -88,16 +96,13 @@ def test_flops_of_text_encoders_are_those_of_their_trace(name):
 )
 def test_flops_are_those_of_the_traced_step(name, overrides, patch, trainable):
     """The trace of the real step, at full size; compared forward alone and with its gradient."""
-    config = default.get_config(name)
-    config.train.trainable = trainable
-    model = presets.preset(name, overrides)
-    mesh = make_mesh({}, jax.devices()[:1])
-    arguments = abstract_run.abstract_step(config, model, mesh, 2, patch)
+    run = _run(name, overrides, trainable=trainable)
+    arguments = abstract_run.abstract_step(run, 2, patch)
 
     def forward(frozen, state, batch):
         return loss_fn(state.trainable, frozen, state, draw_inputs(frozen, state, batch))
 
-    parts = flops.training_step(model, 2, patch, trainable=trainable)
+    parts = flops.training_step(run.model, 2, patch, trainable=trainable)
     counted = sum(work.forward for work in parts.values())
     assert counted == pytest.approx(_products(jax.make_jaxpr(forward)(*arguments).jaxpr), rel=1e-6)
     traced = _products(jax.make_jaxpr(train_step)(*arguments).jaxpr)
@@ -212,12 +217,10 @@ def test_frozen_weights_take_no_gradient_and_no_optimizer_state():
         "hidden_size=384, num_heads=12, num_double_blocks=4, num_single_blocks=8, lora_rank=8, "
         "text_tokens=8, prediction='velocity', detail_channels=0, remat='full'"
     )
-    model, config = presets.preset("nano", overrides), default.get_config("nano")
-    mesh = make_mesh({}, jax.devices()[:1])
 
     def sizes(trainable):
-        config.train.trainable = trainable
-        frozen, state, batch = abstract_run.abstract_step(config, model, mesh, 1, 16)
+        run = _run("nano", overrides, trainable=trainable)
+        frozen, state, batch = abstract_run.abstract_step(run, 1, 16)
         step = jax.jit(train_step, donate_argnums=1)
         memory = step.lower(frozen, state, batch).compile().memory_analysis()
         base = abstract_run.sum_bytes(frozen.transformer)
@@ -236,14 +239,13 @@ def test_frozen_weights_take_no_gradient_and_no_optimizer_state():
 
 
 def test_large_weights_without_a_rule_are_split_over_fsdp():
-    model, config = presets.preset("klein-4b"), default.get_config("klein-4b")
-    mesh = make_mesh({"fsdp": 8})
-    frozen, state, _ = abstract_run.abstract_step(config, model, mesh, 8, 128)
+    run = _run("klein-4b", devices=jax.devices(), mesh={"fsdp": 8})
+    frozen, state, _ = abstract_run.abstract_step(run, 8, 128)
     assert report.replicated(frozen, state) == []
     b = state.trainable["single_blocks"]["linear1"]["lora_b"].get_value()
     assert b.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
-    whole = make_mesh({"data": 8})
-    frozen, state, _ = abstract_run.abstract_step(config, model, whole, 8, 128)
+    run = _run("klein-4b", devices=jax.devices(), mesh={"data": 8})
+    frozen, state, _ = abstract_run.abstract_step(run, 8, 128)
     assert any("linear1" in line for line in report.replicated(frozen, state))
 
 
@@ -260,7 +262,7 @@ def test_out_of_memory_is_read_from_the_compilers_message():
 @pytest.mark.parametrize("model", ["klein-4b", "klein-9b", "kontext-12b", "nano"])
 def test_configs_of_topologies_divide_their_batches(module, model):
     config = module.get_config(model)
-    for stage in make_stages(config):
+    for stage in read_stages(config):
         assert stage.batch_size % 16 == 0
 
 
@@ -341,14 +343,12 @@ def test_klein_on_sixteen_chips_of_v5e():
 
 def test_abstract_weights_are_those_of_a_run():
     """The same shapes as a model that is really built."""
-    config, model = default.get_config("nano"), presets.preset("nano")
-    mesh = make_mesh({}, jax.devices()[:1])
-    frozen, state, _ = abstract_run.abstract_step(config, model, mesh, 8, 32)
-    settings = train_settings(config, 18)
+    run = _run("nano")
+    frozen, state, _ = abstract_run.abstract_step(run, 8, 32)
     built = init_state(
-        make_transformer(model, rngs=nnx.Rngs(0)),
-        pipeline.make_autoencoder(model, rngs=nnx.Rngs(0)),
-        settings,
+        make_transformer(run.model, rngs=nnx.Rngs(0)),
+        pipeline.make_autoencoder(run.model, rngs=nnx.Rngs(0)),
+        run.settings,
         0,
     )
     described = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (frozen, state))

@@ -17,7 +17,7 @@ from support.xla_flags import xla_flags
 from cotir_jax.bench.build import build_bench
 from cotir_jax.parallel.processes import find_place, own_rows, place_rows
 from cotir_jax.parallel.sharding import batch_sharding, make_mesh
-from cotir_jax.training import throughput
+from cotir_jax.training import hooks, throughput
 
 ROOT = Path(__file__).parents[2]
 STEPS = 30
@@ -237,8 +237,8 @@ def test_peaks(kind, peak):
 
 
 def test_profile_is_written(tmp_path):
-    profile = throughput.Profile(tmp_path / "profile", at=1, steps=2)
+    profile = hooks.Profile(tmp_path / "profile", at=1, steps=2)
     for step in range(1, 5):
-        profile.after(step, jax.numpy.ones(3) + step)
+        profile(hooks.Finished(step, None, None, {"loss": jax.numpy.ones(3) + step}))
     profile.close()
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

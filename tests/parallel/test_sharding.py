@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from configs import default
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.flux2 import Flux2
@@ -34,8 +35,8 @@ def _batch(size=8, patch=32):
     return batch | {"group": np.arange(size, dtype=np.int32) % 3}
 
 
-def _run(sizes, devices, config, **settings):
-    settings = TrainSettings(
+def _run(sizes, devices, config, groups=1, **settings):
+    settings = TrainSettings.read(default.get_config("nano"))._replace(
         **{"trainable": "all", "learning_rate": 1e-3, "warmup_steps": 1, "total_steps": 10,
            "dual_learning_rate": 1e-2, "full_noise": 0.5, "ema_decay": 0.9} | settings
     )  # fmt: skip
@@ -43,7 +44,7 @@ def _run(sizes, devices, config, **settings):
 
     def fresh():
         model = Flux2(config, rngs=nnx.Rngs(0))
-        return init_state(model, PatchAutoencoder(config.patch), settings, seed=3)
+        return init_state(model, PatchAutoencoder(config.patch), settings, 3, groups)
 
     placement = shardings(jax.eval_shape(fresh), mesh, RULES)
     losses = []
@@ -84,8 +85,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     Without the head, whose convolutions XLA gives one core where they are in a loop.
     """
     one = jax.devices()[:1]
-    whole, state = _run({}, one, WITHOUT_HEAD, multiplier_groups=3)
-    parts, state_parts = _run({}, one, WITHOUT_HEAD, multiplier_groups=3, accumulate=4)
+    whole, state = _run({}, one, WITHOUT_HEAD, groups=3)
+    parts, state_parts = _run({}, one, WITHOUT_HEAD, groups=3, accumulate=4)
     np.testing.assert_allclose(parts, whole, rtol=2e-4)
     np.testing.assert_allclose(state_parts.multipliers, state.multipliers, rtol=1e-3)
 

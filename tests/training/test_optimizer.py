@@ -6,6 +6,7 @@ import optax
 import pytest
 from flax import nnx
 
+from configs import default
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.flux2 import Flux2
@@ -14,7 +15,7 @@ from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import init_state
 
 CONFIG = presets.preset("nano", "hidden_size=96, num_heads=3, text_tokens=8")
-SETTINGS = TrainSettings(
+SETTINGS = TrainSettings.read(default.get_config("nano"))._replace(
     learning_rate=1e-2, warmup_steps=1, total_steps=10, learning_rate_floor=1e-2, weight_decay=0.0,
     clip_norm=1e9, optimizer="muon", trainable="all",
 )  # fmt: skip

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from support.xla_flags import xla_flags
 
-from cotir_jax.configs import nano
 from cotir_jax.bench.build import build_bench
-from cotir_jax.training import loop
-from cotir_jax.training.config import check_config
+from cotir_jax.configs import nano
+from cotir_jax.training.config import Run
+from cotir_jax.training.loop import train
 from cotir_jax.training.throughput import NAMES
 
 ROOT = Path(__file__).parents[2]
@@ -283,7 +283,7 @@ def test_impossible_values_are_found_before_anything_is_built(fields, expected):
     config = nano.get_config()
     config.update_from_flattened_dict(fields)
     with pytest.raises(ValueError, match=expected) as error:
-        check_config(config)
+        Run.read(config)
     assert "\n" not in str(error.value)
 
 
@@ -298,7 +298,7 @@ def _config(bench: Path, **more: object):
 
 def test_losses_fall_and_a_loss_that_is_not_finite_stops_the_run(bench, tmp_path):
     config = _config(bench, train__steps=STEPS, constraints__learning_rate=1e-2)
-    loop.run_training(config, tmp_path / "good", bench)
+    train(Run.read(config), tmp_path / "good", bench)
     lines = _lines(tmp_path / "good")
     for name in ("scene", "degradation", "plan"):
         losses = [line[f"constraint_loss_{name}"] for line in lines]
@@ -306,7 +306,7 @@ def test_losses_fall_and_a_loss_that_is_not_finite_stops_the_run(bench, tmp_path
         assert lines[-1][f"multiplier_{name}"] == pytest.approx(1e-2 * STEPS, rel=0.1)
     broken = _config(bench, train__learning_rate=1e36, train__clip_norm=1e36)
     with pytest.raises(FloatingPointError, match="at step"):
-        loop.run_training(broken, tmp_path / "bad", bench)
+        train(Run.read(broken), tmp_path / "bad", bench)
     assert all(np.isfinite(line["loss"]) for line in _lines(tmp_path / "bad"))
 
 

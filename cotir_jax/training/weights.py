@@ -1,0 +1,101 @@
+"""Where a run's weights come from, and where they go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from cotir_jax.checkpoints import model_folder
+from cotir_jax.checkpoints.training import TrainingCheckpoints
+from cotir_jax.models import pipeline
+from cotir_jax.models.transformer import make_transformer
+from cotir_jax.parallel import processes
+from cotir_jax.parallel.sharding import shardings
+from cotir_jax.training.config import Run
+from cotir_jax.training.state import Frozen, TrainState, evaluation_weights, init_state
+
+# The fields of the state that a checkpoint holds.
+_SAVED = ("step", "trainable", "opt_state", "multipliers", "dual_state", "key", "ema")
+
+
+def create_state(run: Run, groups: int) -> tuple[Frozen, TrainState, TrainState]:
+    """Builds frozen weights and training state directly on the mesh.
+
+    Args:
+      run: the weights are those of `run.init`, or drawn with its seed.
+      groups: of multipliers, see `init_state`.
+
+    Returns:
+      frozen weights, training state, and the state's shardings (same structure).
+    """
+
+    def fresh() -> tuple[Frozen, TrainState]:
+        rngs = nnx.Rngs(run.seed)
+        model = make_transformer(run.model, rngs=rngs)
+        autoencoder = pipeline.make_autoencoder(run.model, rngs=rngs)
+        return init_state(model, autoencoder, run.settings, run.seed, groups)
+
+    if run.init is None:
+        placement = shardings(jax.eval_shape(fresh), run.mesh, run.rules)
+        frozen, state = processes.compile_together(jax.jit(fresh, out_shardings=placement))()
+        return frozen, state, placement[1]
+    autoencoder = model_folder.load_autoencoder(run.init, run.mesh)
+    model = model_folder.load_model(run.init, run.mesh, run.rules, run.model)
+    structure, weights = nnx.split((model, autoencoder))
+
+    def loaded(weights: nnx.State) -> tuple[Frozen, TrainState]:
+        return init_state(*nnx.merge(structure, weights), run.settings, run.seed, groups)
+
+    placement = shardings(jax.eval_shape(loaded, weights), run.mesh, run.rules)
+    program = jax.jit(loaded, out_shardings=placement)
+    frozen, state = processes.compile_together(program, weights)(weights)
+    return frozen, state, placement[1]
+
+
+def saved_arrays(state: TrainState) -> dict[str, Any]:
+    """The part of the state that a checkpoint holds."""
+    return {name: getattr(state, name) for name in _SAVED}
+
+
+def restore_state(
+    checkpoints: TrainingCheckpoints, step: int, state: TrainState, placement: TrainState
+) -> TrainState:
+    """Replaces a state's arrays by those of a checkpoint.
+
+    Args:
+      checkpoints: hold `step`.
+      step: the number of finished steps.
+      state: gives structure, shapes and dtypes.
+      placement: the state's shardings.
+    """
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        saved_arrays(state),
+        saved_arrays(placement),
+    )
+    return state.replace(**checkpoints.restore(step, abstract))
+
+
+def write_model(
+    run: Run,
+    workdir: Path,
+    checkpoints: TrainingCheckpoints,
+    frozen: Frozen,
+    state: TrainState,
+    placement: TrainState,
+) -> None:
+    """Writes the best checkpoint's weights as a model folder, `workdir/model`.
+
+    Where only LoRA and adapter train, the folder names the one that training started from instead
+    of repeating it.
+    """
+    best = checkpoints.best_step()
+    if best is not None and best != checkpoints.latest_step():
+        state = restore_state(checkpoints, best, state, placement)
+    model = nnx.merge(state.graphdef, evaluation_weights(state), frozen.transformer)
+    base = None if run.settings.trainable == "all" else run.init
+    notes = {"step": int(state.step), "config": "config.json of the run"}
+    model_folder.save_model(workdir / "model", model, notes, base=base)
