@@ -3,7 +3,7 @@
     model.json     sizes of every part, where they come from, digests
     weights/       transformer, CoT adapter and LoRA
     autoencoder/   qwen3/   t5/   clip/      the parts that the model has
-    tokenizers/    the small files of each text encoder's tokenizer
+    tokenizers/    each text encoder's tokenizer, as `text.tokenizer` reads it
 
 A folder that training wrote holds LoRA and adapter alone and names the folder ("base") that all
 else is read from.
@@ -26,22 +26,16 @@ from jax.sharding import Mesh
 from cotir_jax import files
 from cotir_jax.checkpoints.arrays import restore
 from cotir_jax.checkpoints.new_folder import new_folder
-from cotir_jax.models import autoencoder, presets
-from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
+from cotir_jax.models import presets
+from cotir_jax.models.autoencoder import Autoencoder, AutoencoderConfig, PatchAutoencoder
 from cotir_jax.models.lora import AdapterParam
-from cotir_jax.models.text_encoders import clip, qwen3, t5
+from cotir_jax.models.text_encoders.configs import ENCODERS
 from cotir_jax.models.transformer import Transformer, make_transformer
 from cotir_jax.parallel.sharding import Rules, shardings
 
 # Weights that ship with the package.
 PACKAGED = Path(__file__).parent.parent / "weights"
 
-# Text encoder's kind -> its module, and its config from JSON.
-TEXT_ENCODERS: dict[str, tuple[Callable[..., nnx.Module], Callable[[Mapping[str, Any]], Any]]] = {
-    "qwen3": (qwen3.Qwen3, qwen3.from_dict),
-    "t5": (t5.T5Encoder, t5.from_dict),
-    "clip": (clip.CLIPText, clip.from_dict),
-}
 # The option of `cotir convert` that adds a part.
 OPTIONS = {
     "autoencoder": "--autoencoder",
@@ -114,7 +108,7 @@ def description(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "model.json"
     try:
         described = json.loads(path.read_text())
-        presets.from_dict(described["model"])
+        presets.rebuild(presets.CoTIRConfig, described["model"])
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder}: not a model folder (no model.json); cotir convert and training write them"
@@ -125,13 +119,21 @@ def description(folder: Path) -> dict[str, Any]:
     return described
 
 
+def find(folder: str | Path) -> Path:
+    """Path of a model folder; a bare name that is no folder means one shipped with the package."""
+    path = Path(folder)
+    packaged = PACKAGED / path.name
+    bare = path.name == str(folder) and not (path / "model.json").exists()
+    return packaged if bare and (packaged.is_dir() or not path.exists()) else path
+
+
 def load_config(folder: Path) -> presets.CoTIRConfig:
     """Reads the sizes of the model in a folder.
 
     Raises:
       ValueError: when it is not a model folder.
     """
-    return presets.from_dict(description(folder)["model"])
+    return presets.rebuild(presets.CoTIRConfig, description(folder)["model"])
 
 
 def root(folder: Path) -> Path:
@@ -198,7 +200,7 @@ def load_autoencoder(folder: Path, mesh: Mesh) -> Autoencoder | PatchAutoencoder
         return PatchAutoencoder(config.patch)
     base = root(folder)
     sizes = _part_config(base, "autoencoder", description(base).get("autoencoder"))
-    own = _rebuilt(base, autoencoder.from_dict, sizes)
+    own = _rebuilt(base, AutoencoderConfig, sizes)
     return _load_part(base, "autoencoder", lambda: Autoencoder(own, rngs=nnx.Rngs(0)), mesh, ())
 
 
@@ -207,17 +209,17 @@ def load_text_encoder(folder: Path, kind: str, mesh: Mesh, rules: Rules) -> nnx.
 
     Args:
       folder: of the model.
-      kind: key of `TEXT_ENCODERS`.
+      kind: key of `ENCODERS`.
       mesh: where to.
       rules: logical axis -> mesh axis.
 
     Raises:
       ValueError: when the folder lacks it, or it is damaged.
     """
-    make, from_dict = TEXT_ENCODERS[kind]
+    make, sizes_kind = ENCODERS[kind]
     base = root(folder)
     sizes = _part_config(base, kind, description(base).get("text_encoders", {}).get(kind))
-    config = _rebuilt(base, from_dict, sizes)
+    config = _rebuilt(base, sizes_kind, sizes)
     return _load_part(base, kind, lambda: make(config, rngs=nnx.Rngs(0)), mesh, rules)
 
 
@@ -259,9 +261,9 @@ def _part_config(base: Path, part: str, sizes: Any) -> Any:
     return sizes
 
 
-def _rebuilt(base: Path, from_dict: Callable[[Any], Any], sizes: Any) -> Any:
+def _rebuilt(base: Path, kind: type, sizes: Any) -> Any:
     try:
-        return from_dict(sizes)
+        return presets.rebuild(kind, sizes)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{base / 'model.json'}: damaged ({error}); convert it again") from None
 

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from cotir_jax.checkpoints import model_folder
+from cotir_jax.conversion import published_configs
 from cotir_jax.conversion.merge_lora import bias_rows
 from cotir_jax.conversion.name_tables import Source, Table, account
 from cotir_jax.conversion.names import adapter, flux1, flux2
@@ -17,22 +18,17 @@ from cotir_jax.conversion.names import autoencoder as autoencoder_names
 from cotir_jax.conversion.names import text as text_names
 from cotir_jax.conversion.published_folder import config_beside, kind_of
 from cotir_jax.conversion.torch_files import DTYPES, Tensors
-from cotir_jax.models import autoencoder as autoencoders
-from cotir_jax.models.autoencoder import Autoencoder
+from cotir_jax.models.autoencoder import AUTOENCODERS, Autoencoder
 from cotir_jax.models.presets import PRESETS, CoTIRConfig
-from cotir_jax.models.text_encoders import clip, qwen3, t5
+from cotir_jax.models.text_encoders.configs import ENCODERS
 from cotir_jax.models.transformer import make_transformer
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_FROM_TRANSFORMERS: dict[str, Callable[[Mapping[str, Any]], Any]] = {
-    "qwen3": qwen3.from_transformers,
-    "t5": t5.from_transformers,
-    "clip": clip.from_transformers,
-}
-_TEXT_TABLES: dict[str, Callable[..., Table]] = {
-    "qwen3": text_names.qwen3,
-    "t5": text_names.t5,
-    "clip": text_names.clip,
+# A text encoder's kind -> what reads its `config.json`, and its names.
+_TEXT: dict[str, tuple[Callable[[Mapping[str, Any]], Any], Callable[..., Table]]] = {
+    "qwen3": (published_configs.qwen3, text_names.qwen3),
+    "t5": (published_configs.t5, text_names.t5),
+    "clip": (published_configs.clip, text_names.clip),
 }
 
 
@@ -116,12 +112,10 @@ def autoencoder_part(config: CoTIRConfig, tensors: Tensors) -> Part:
     known = kind_of(tensors)
     diffusers = bool(known and known[1])
     try:
-        if "_class_name" in fields:
-            sizes = autoencoders.config_from_diffusers(fields)
-        elif "ch_mult" in fields:
-            sizes = autoencoders.config_from_release(fields)
-        else:
-            sizes = autoencoders.AUTOENCODERS[config.autoencoder]
+        described = "_class_name" in fields or "ch_mult" in fields
+        sizes = (
+            published_configs.autoencoder(fields) if described else AUTOENCODERS[config.autoencoder]
+        )
     except ValueError as error:
         raise ValueError(f"{tensors.path.parent / 'config.json'}: {error}") from None
     channels = 4 * sizes.latent_channels
@@ -146,9 +140,10 @@ def text_part(config: CoTIRConfig, kind: str, tensors: Tensors, dtype: str | Non
     path = tensors.path.parent / "config.json"
     if fields is None:
         raise ValueError(f"{path}: not there; fetch it too, it holds the text encoder's sizes")
+    read_sizes, names = _TEXT[kind]
     try:
         # Multimodal CLIP folders have the text encoder's fields one level below.
-        sizes = _FROM_TRANSFORMERS[kind](fields.get("text_config") or fields)
+        sizes = read_sizes(fields.get("text_config") or fields)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if dtype:
@@ -160,8 +155,8 @@ def text_part(config: CoTIRConfig, kind: str, tensors: Tensors, dtype: str | Non
             f"{tensors.path}: a {kind} text encoder of width {width}, {config.name} needs "
             f"{expected}; pass the text encoder that belongs to it"
         )
-    make, _ = model_folder.TEXT_ENCODERS[kind]
-    table = _TEXT_TABLES[kind](sizes, tensors.entries)
+    make, _ = ENCODERS[kind]
+    table = names(sizes, tensors.entries)
     _, state = model_folder.abstract(lambda: make(sizes, rngs=nnx.Rngs(0)))
     return Part(kind, sizes, [File(kind, table, tensors)], model_folder.flat(state))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -74,111 +73,6 @@ AUTOENCODERS = {
     "flux1": AutoencoderConfig("flux1", latent_channels=16),
     "flux2": AutoencoderConfig("flux2", latent_channels=32),
 }
-
-
-def from_dict(fields: Mapping[str, Any]) -> AutoencoderConfig:
-    """The config from the JSON of `dataclasses.asdict`.
-
-    Raises:
-      ValueError: for an unknown field or impossible sizes.
-    """
-    known = {field.name for field in dataclasses.fields(AutoencoderConfig)}
-    unknown = sorted(set(fields) - known)
-    if unknown or "kind" not in fields:
-        raise ValueError(
-            f"autoencoder config has fields {sorted(fields)}: expected kind and any of "
-            f"{sorted(known - {'kind'})}"
-        )
-    values = dict(fields)
-    if "multipliers" in values:
-        values["multipliers"] = tuple(values["multipliers"])
-    return AutoencoderConfig(**values)
-
-
-def config_from_release(fields: Mapping[str, Any]) -> AutoencoderConfig:
-    """The config from the sizes that stand beside a native `ae.safetensors`.
-
-    FLUX.2's have `batch_norm_eps`, FLUX.1's `scale_factor` and `shift_factor`.
-
-    Raises:
-      ValueError: for a field that is missing.
-    """
-    try:
-        sizes = dict(
-            channels=fields["ch"],
-            multipliers=tuple(fields["ch_mult"]),
-            num_res_blocks=fields["num_res_blocks"],
-            latent_channels=fields["z_channels"],
-        )
-        if "batch_norm_eps" in fields:
-            return AutoencoderConfig("flux2", batch_norm_eps=fields["batch_norm_eps"], **sizes)
-        return AutoencoderConfig(
-            "flux1", scale=fields["scale_factor"], shift=fields["shift_factor"], **sizes
-        )
-    except KeyError as error:
-        raise ValueError(f"autoencoder config without {error}: it has {sorted(fields)}") from None
-
-
-# What both diffusers classes must say for this module to compute the same; absent means so.
-_DIFFUSERS_FIXED: dict[str, Any] = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "act_fn": "silu",
-    "norm_num_groups": GROUPS,
-    "mid_block_add_attention": True,
-}
-_DIFFUSERS_KINDS: dict[Any, tuple[str, dict[str, Any]]] = {
-    "AutoencoderKL": ("flux1", {"use_quant_conv": False, "use_post_quant_conv": False}),
-    "AutoencoderKLFlux2": (
-        "flux2",
-        {
-            "use_quant_conv": True,
-            "use_post_quant_conv": True,
-            "patch_size": [2, 2],
-            "decoder_block_out_channels": None,
-        },
-    ),
-}
-
-
-def config_from_diffusers(fields: Mapping[str, Any]) -> AutoencoderConfig:
-    """The config from a diffusers `vae/config.json`.
-
-    Args:
-      fields: of `AutoencoderKL` (FLUX.1) or `AutoencoderKLFlux2`; the defaults of those classes are
-        not assumed for sizes.
-
-    Raises:
-      ValueError: for another class, or one that computes something else.
-    """
-    name = fields.get("_class_name")
-    if name not in _DIFFUSERS_KINDS:
-        raise ValueError(f"vae class {name!r}: accepted are {sorted(_DIFFUSERS_KINDS)}")
-    kind, flags = _DIFFUSERS_KINDS[name]
-    for field, expected in (_DIFFUSERS_FIXED | flags).items():
-        value = fields.get(field, expected)
-        value = list(value) if isinstance(value, tuple) else value
-        if value != expected:
-            raise ValueError(f"vae config {field}={value!r}: the {kind} one has {expected!r}")
-    needed = ["block_out_channels", "layers_per_block", "latent_channels"]
-    needed += ["scaling_factor", "shift_factor"] if kind == "flux1" else ["batch_norm_eps"]
-    missing = [field for field in needed if not fields.get(field)]
-    if missing:
-        raise ValueError(f"vae config of {name} lacks {missing}: take it from the release")
-    widths = list(fields["block_out_channels"])
-    if any(width % widths[0] for width in widths):
-        raise ValueError(f"vae block_out_channels={widths}: must be multiples of the first")
-    sizes: dict[str, Any] = dict(
-        channels=widths[0],
-        multipliers=tuple(width // widths[0] for width in widths),
-        num_res_blocks=fields["layers_per_block"],
-        latent_channels=fields["latent_channels"],
-    )
-    if kind == "flux1":
-        sizes |= dict(scale=fields["scaling_factor"], shift=fields["shift_factor"])
-    else:
-        sizes |= dict(batch_norm_eps=fields["batch_norm_eps"])
-    return AutoencoderConfig(kind, **sizes)
 
 
 class Autoencoder(nnx.Module):

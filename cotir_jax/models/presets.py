@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+Config = TypeVar("Config")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,51 +245,22 @@ def preset(name: str, overrides: str = "") -> CoTIRConfig:
     return dataclasses.replace(PRESETS[name], **fields)
 
 
-def from_dict(fields: Mapping[str, Any]) -> CoTIRConfig:
-    """Rebuilds a config from the JSON beside a checkpoint (`dataclasses.asdict`)."""
-    known = {field.name for field in dataclasses.fields(CoTIRConfig)}
-    if set(fields) - known:
-        raise ValueError(f"unknown model fields {sorted(set(fields) - known)}")
-    return CoTIRConfig(**{**fields, "axes_dim": tuple(fields["axes_dim"])})
-
-
-def from_release(sizes: Mapping[str, Any], text_tokens: int) -> CoTIRConfig:
-    """Reads the sizes of a model as the release's `config.json` writes them.
-
-    The FLUX.1 family is known by its CLIP vector (`vec_in_dim`).
+def rebuild(kind: type[Config], fields: Mapping[str, Any]) -> Config:
+    """Rebuilds a config dataclass from the JSON of `dataclasses.asdict`.
 
     Args:
-      sizes: `{"backbone": {...}, "cot_adapter": {...}, "lora": {...}}`.
-      text_tokens: length of its text sequences.
+      kind: `CoTIRConfig`, or the config of an autoencoder or a text encoder.
+      fields: as JSON gives them; lists become tuples.
+
+    Raises:
+      ValueError: for a field that the config does not have, or lacks.
     """
-    backbone, adapter, lora = sizes["backbone"], sizes["cot_adapter"], sizes["lora"]
-    pooled_channels = backbone.get("vec_in_dim", 0)
-    family = "flux1" if pooled_channels else "flux2"
-    guidance_embed = backbone["guidance_embed" if pooled_channels else "use_guidance_embed"]
-    return CoTIRConfig(
-        name="release",
-        family=family,
-        hidden_size=backbone["hidden_size"],
-        num_heads=backbone["num_heads"],
-        num_double_blocks=backbone["depth"],
-        num_single_blocks=backbone["depth_single_blocks"],
-        axes_dim=tuple(backbone["axes_dim"]),
-        theta=backbone["theta"],
-        mlp_ratio=backbone["mlp_ratio"],
-        in_channels=backbone["in_channels"],
-        text_channels=backbone["context_in_dim"],
-        text_tokens=text_tokens,
-        pooled_channels=pooled_channels,
-        guidance_embed=guidance_embed,
-        guidance=4.0 if guidance_embed else 0.0,
-        adapter_depth=adapter["depth"],
-        adapter_mlp_ratio=adapter["mlp_ratio"],
-        lora_rank=lora["rank"],
-        lora_scale=lora["scale"],
-        autoencoder=family,
-        text_encoder="t5" if pooled_channels else "qwen3",
-        position_dtype="float32",
-        base_dtype="float32",
-        dtype="float32",
-        remat="none",
-    )
+    known = {field.name: field.default for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    missing = {name for name, default in known.items() if default is dataclasses.MISSING}
+    unknown, missing = set(fields) - set(known), missing - set(fields)
+    if unknown or missing:
+        raise ValueError(
+            f"{kind.__name__}: unknown fields {sorted(unknown)}, missing {sorted(missing)}; "
+            f"known are {sorted(known)}"
+        )
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})

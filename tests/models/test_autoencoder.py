@@ -13,11 +13,11 @@ import pytest
 from einops import rearrange
 from flax import nnx
 
+from cotir_jax.conversion import published_configs
 from cotir_jax.conversion.fill import fill
 from cotir_jax.conversion.name_tables import account
 from cotir_jax.conversion.names import autoencoder as names
 from cotir_jax.conversion.torch_files import read_tensors
-from cotir_jax.models import autoencoder as models
 from cotir_jax.models.autoencoder import (
     AUTOENCODERS,
     Autoencoder,
@@ -25,6 +25,7 @@ from cotir_jax.models.autoencoder import (
     PatchAutoencoder,
 )
 from cotir_jax.models.autoencoder_layers import attend
+from cotir_jax.models.presets import rebuild
 from cotir_jax.models.tiles import in_tiles, overlap_add, tile_plan, tile_weights
 
 TINY = dict(channels=32, multipliers=(1, 2), num_res_blocks=1, latent_channels=4)
@@ -70,7 +71,7 @@ decode = nnx.jit(lambda model, latents: model.decode(latents))
 @pytest.mark.parametrize("kind", ["flux1", "flux2"])
 def test_golden_numbers_from_native_files(golden, kind):
     folder = golden / f"autoencoder_{kind}"
-    config = models.config_from_release(json.loads((folder / "config.json").read_text()))
+    config = published_configs.autoencoder(json.loads((folder / "config.json").read_text()))
     model = abstract(config)
     fill(model, names.native(config), read_tensors(folder / "ae.safetensors"))
     case = read_tensors(folder / "roundtrip.safetensors")
@@ -125,7 +126,7 @@ def diffusers_answers(model, kind, pictures):
 @pytest.mark.parametrize("kind", ["flux1", "flux2"])
 def test_diffusers_classes_give_the_same(kind):
     theirs = diffusers_model(kind)
-    config = models.config_from_diffusers(json.loads(theirs.to_json_string()))
+    config = published_configs.autoencoder(json.loads(theirs.to_json_string()))
     model = abstract(config)
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     fill(model, names.diffusers(config), tensors)
@@ -156,10 +157,10 @@ def test_full_size_names_are_used_once_and_fill_everything(manifests, kind, layo
 
 def test_configs_read_json_and_refuse_the_rest():
     config = AutoencoderConfig("flux2", **TINY, tile=64)
-    assert models.from_dict(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert rebuild(AutoencoderConfig, json.loads(json.dumps(dataclasses.asdict(config)))) == config
     for fields in ({"kind": "flux3"}, {"kind": "flux1", "width": 3}, {}):
         with pytest.raises(ValueError, match="kind"):
-            models.from_dict(fields)
+            rebuild(AutoencoderConfig, fields)
     with pytest.raises(ValueError, match="tile=24"):
         AutoencoderConfig("flux1", tile=24)
     vae = {
@@ -167,7 +168,7 @@ def test_configs_read_json_and_refuse_the_rest():
         "layers_per_block": 2, "latent_channels": 16, "scaling_factor": 0.3611,
         "shift_factor": 0.1159, "use_quant_conv": False, "use_post_quant_conv": False,
     }  # fmt: skip
-    assert models.config_from_diffusers(vae) == AUTOENCODERS["flux1"]
+    assert published_configs.autoencoder(vae) == AUTOENCODERS["flux1"]
     for change in (
         {"_class_name": "AutoencoderDC"},
         {"use_quant_conv": True},
@@ -175,7 +176,7 @@ def test_configs_read_json_and_refuse_the_rest():
         {"shift_factor": None},
     ):
         with pytest.raises(ValueError):
-            models.config_from_diffusers(vae | change)
+            published_configs.autoencoder(vae | change)
 
 
 @pytest.mark.parametrize("shape", [(1, 24, 16, 3), (1, 16, 16, 4), (16, 16, 3)])

@@ -12,6 +12,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from cotir_jax.conversion import published_configs
 from cotir_jax.conversion.name_tables import account, assemble
 from cotir_jax.conversion.names import text
 from cotir_jax.models.text_encoders import clip, qwen3, t5
@@ -115,7 +116,7 @@ OUTPUT_LAYERS = (2, 3, 6)
 def _qwen3(hf, folder, kind="Qwen3ForCausalLM"):
     reference = getattr(hf, kind)(hf.Qwen3Config(**QWEN3_FIELDS))
     fields, tensors = _saved(reference, folder)
-    config = qwen3.from_transformers(fields, OUTPUT_LAYERS)
+    config = published_configs.qwen3(fields, OUTPUT_LAYERS)
     return reference, _fill(qwen3.Qwen3, config, text.qwen3(config, tensors), tensors)
 
 
@@ -197,7 +198,7 @@ T5_FIELDS = dict(
 def t5_pair(hf, tmp_path_factory):
     reference = hf.T5EncoderModel(hf.T5Config(**T5_FIELDS))
     fields, tensors = _saved(reference, tmp_path_factory.mktemp("t5"))
-    config = t5.from_transformers(fields)
+    config = published_configs.t5(fields)
     return reference, _fill(t5.T5Encoder, config, text.t5(config, tensors), tensors)
 
 
@@ -218,7 +219,7 @@ def test_t5_with_its_decoder(hf, tmp_path):
     for copy in ("encoder.embed_tokens.weight", "lm_head.weight"):
         tensors[copy] = tensors["shared.weight"]
     assert any(name.startswith("decoder.") for name in tensors)
-    config = t5.from_transformers(fields)
+    config = published_configs.t5(fields)
     model = _fill(t5.T5Encoder, config, text.t5(config, tensors), tensors)
     ids = _ids(50)
     _close(_run(model, ids), full.encoder(input_ids=_torch(ids)).last_hidden_state)
@@ -263,7 +264,7 @@ def test_clip_agrees_with_transformers(hf, tmp_path, end_id, activation):
     )
     reference = hf.CLIPTextModel(hf.CLIPTextConfig(**fields))
     fields, tensors = _saved(reference, tmp_path)
-    config = clip.from_transformers(fields)
+    config = published_configs.clip(fields)
     model = _fill(clip.CLIPText, config, text.clip(config, tensors), tensors)
     ids, mask = _ids(48), _mask("right")
     # Padded with the end-of-text token, as CLIP's tokenizer does; 49 is the highest id.
@@ -292,7 +293,7 @@ def test_clip_with_its_vision_tower(hf, tmp_path):
     )
     fields, tensors = _saved(full, tmp_path)
     tensors["text_model.embeddings.position_ids"] = np.arange(77)[None]
-    config = clip.from_transformers(fields)
+    config = published_configs.clip(fields)
     model = _fill(clip.CLIPText, config, text.clip(config, tensors), tensors)
     ids = _ids(48)
     ids[:, -1] = 49

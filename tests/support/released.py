@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 
 from cotir_jax.checkpoints import model_folder
+from cotir_jax.conversion import published_configs
 from cotir_jax.conversion.convert import Paths, convert
 from cotir_jax.conversion.torch_files import read_tensors
 from cotir_jax.models import presets
@@ -18,7 +19,7 @@ FAMILIES = ("flux1", "flux2")
 
 def config_of(folder: Path) -> presets.CoTIRConfig:
     sizes = json.loads((folder / "config.json").read_text())
-    return presets.from_release(sizes, sizes["text_tokens"])
+    return published_configs.transformer(sizes)
 
 
 def paths_of(folder: Path) -> Paths:

@@ -7,8 +7,6 @@ the text's vector is the normalised row of its end-of-text token, here without t
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +16,8 @@ from flax import nnx
 from cotir_jax.models.layers import scan_blocks, stack_blocks
 from cotir_jax.models.lora import Linear
 from cotir_jax.models.text_encoders.shared import (
-    check_field,
     check_ids,
     embedding_table,
-    read_precision,
-    read_sizes,
-    rebuild,
 )
 
 ACTIVATIONS = {
@@ -65,47 +59,6 @@ class CLIPConfig:
             raise ValueError(
                 f"hidden_size {self.hidden_size} does not divide over {self.num_heads} heads"
             )
-
-
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "max_tokens": "max_position_embeddings",
-    "hidden_size": "hidden_size",
-    "mlp_size": "intermediate_size",
-    "num_heads": "num_attention_heads",
-    "num_layers": "num_hidden_layers",
-    "norm_eps": "layer_norm_eps",
-}
-
-
-def from_transformers(fields: Mapping[str, Any]) -> CLIPConfig:
-    """Reads the `config.json` of a CLIP folder, text encoder only or both towers.
-
-    Args:
-      fields: the file's content.
-
-    Raises:
-      ValueError: for another architecture or a setting that is not implemented.
-    """
-    encoder = "CLIP"
-    check_field(encoder, "model_type", fields.get("model_type"), "clip_text_model", "clip")
-    precision = read_precision(encoder, fields)
-    if fields["model_type"] == "clip":
-        fields = fields.get("text_config") or {}
-    activation = fields.get("hidden_act", "quick_gelu")
-    check_field(encoder, "hidden_act", activation, *ACTIVATIONS)
-    end_id = fields.get("eos_token_id", CLIPConfig.end_id)
-    if isinstance(end_id, bool) or not isinstance(end_id, int):
-        raise ValueError(
-            f"config.json of the CLIP text encoder has eos_token_id {end_id!r}, expected one id"
-        )
-    sizes = read_sizes(encoder, fields, _SIZES)
-    return CLIPConfig(**sizes, activation=activation, end_id=end_id, **precision)
-
-
-def from_dict(fields: Mapping[str, Any]) -> CLIPConfig:
-    """Rebuilds a config from JSON of `dataclasses.asdict`; ValueError for unknown fields."""
-    return rebuild(CLIPConfig, fields)
 
 
 def _layer_norm(config: CLIPConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:

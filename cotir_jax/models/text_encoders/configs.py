@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flax import nnx
 
 from cotir_jax.models.presets import CoTIRConfig
@@ -11,6 +13,14 @@ from cotir_jax.models.text_encoders.qwen3 import QWEN3_4B, QWEN3_8B, Qwen3, Qwen
 from cotir_jax.models.text_encoders.t5 import T5Config, T5Encoder
 
 EncoderConfig = CLIPConfig | MiniLMConfig | Qwen3Config | T5Config
+
+# Kind -> module and config.
+ENCODERS: dict[str, tuple[Callable[..., nnx.Module], type[EncoderConfig]]] = {
+    "minilm": (MiniLM, MiniLMConfig),
+    "qwen3": (Qwen3, Qwen3Config),
+    "t5": (T5Encoder, T5Config),
+    "clip": (CLIPText, CLIPConfig),
+}
 
 
 def encoder_configs(config: CoTIRConfig) -> tuple[EncoderConfig, CLIPConfig | None]:
@@ -32,14 +42,8 @@ def encoder_configs(config: CoTIRConfig) -> tuple[EncoderConfig, CLIPConfig | No
     return sizes[config.text_channels], None
 
 
-def make_encoder(config: EncoderConfig, *, rngs: nnx.Rngs) -> nnx.Module:
-    """A fresh encoder of these sizes."""
-    makers = {CLIPConfig: CLIPText, MiniLMConfig: MiniLM, Qwen3Config: Qwen3, T5Config: T5Encoder}
-    return makers[type(config)](config, rngs=rngs)
-
-
 def text_flops(config: EncoderConfig, tokens: int) -> float:
-    """FLOPs of encoding one text of `tokens` tokens, matrix products alone."""
+    """FLOPs of encoding one text of `tokens` tokens, matrix products only."""
     if isinstance(config, Qwen3Config):
         inner, key_value = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
         row = config.hidden_size * (2 * inner + 2 * key_value + 3 * config.mlp_size)

@@ -9,8 +9,6 @@ not exist here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +20,8 @@ from cotir_jax.models.layers import scan_blocks, stack_blocks
 from cotir_jax.models.lora import Linear
 from cotir_jax.models.text_encoders.shared import (
     RMSNorm,
-    check_field,
     check_ids,
     embedding_table,
-    read_precision,
-    read_sizes,
-    rebuild,
 )
 
 
@@ -78,61 +72,6 @@ class Qwen3Config:
 
 QWEN3_4B = Qwen3Config()
 QWEN3_8B = Qwen3Config(hidden_size=4096, mlp_size=12288)
-
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "mlp_size": "intermediate_size",
-    "num_heads": "num_attention_heads",
-    "num_kv_heads": "num_key_value_heads",
-    "head_dim": "head_dim",
-    "norm_eps": "rms_norm_eps",
-}
-
-
-def from_transformers(
-    fields: Mapping[str, Any], output_layers: Sequence[int] = (9, 18, 27)
-) -> Qwen3Config:
-    """Reads the `config.json` of a Qwen3 folder, as transformers 4 or 5 writes it.
-
-    Args:
-      fields: the file's content.
-      output_layers: after which layers to read the residual stream.
-
-    Raises:
-      ValueError: for another architecture, a setting that is not implemented, or too few layers.
-    """
-    encoder = "Qwen3"
-    check_field(encoder, "model_type", fields.get("model_type"), "qwen3")
-    check_field(encoder, "hidden_act", fields.get("hidden_act", "silu"), "silu")
-    check_field(encoder, "attention_bias", fields.get("attention_bias", False), False)
-    check_field(encoder, "use_sliding_window", fields.get("use_sliding_window", False), False)
-    for kind in fields.get("layer_types") or ():
-        check_field(encoder, "layer_types", kind, "full_attention")
-    # transformers 4: rope_theta and rope_scaling; 5: both in rope_parameters.
-    rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    check_field(encoder, "rope_type", kind, "default")
-    theta = rope.get("rope_theta", fields.get("rope_theta"))
-    sizes = read_sizes(
-        encoder,
-        {**fields, "rope_theta": theta},
-        {**_SIZES, "theta": "rope_theta", "layers": "num_hidden_layers"},
-    )
-    layers, last = sizes.pop("layers"), max(output_layers, default=0)
-    if layers <= last:
-        # transformers normalises the state after the last layer, so even `==` is another number.
-        raise ValueError(
-            f"this Qwen3 has {layers} layers, expected more than {last}: FLUX.2 klein 4B needs "
-            "Qwen3-4B, klein 9B Qwen3-8B"
-        )
-    precision = read_precision(encoder, fields)
-    return Qwen3Config(**sizes, output_layers=tuple(output_layers), **precision)
-
-
-def from_dict(fields: Mapping[str, Any]) -> Qwen3Config:
-    """Rebuilds a config from JSON of `dataclasses.asdict`; ValueError for unknown fields."""
-    return rebuild(Qwen3Config, fields)
 
 
 class Qwen3Block(nnx.Module):

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +20,8 @@ from cotir_jax.models.layers import scan_blocks, stack_blocks
 from cotir_jax.models.lora import Linear
 from cotir_jax.models.text_encoders.shared import (
     RMSNorm,
-    check_field,
     check_ids,
     embedding_table,
-    read_precision,
-    read_sizes,
-    rebuild,
 )
 
 
@@ -53,47 +47,6 @@ class T5Config:
     norm_eps: float = 1e-6
     param_dtype: str = "bfloat16"
     dtype: str = "bfloat16"
-
-
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "width": "d_model",
-    "mlp_size": "d_ff",
-    "num_heads": "num_heads",
-    "head_dim": "d_kv",
-    "num_layers": "num_layers",
-    "num_buckets": "relative_attention_num_buckets",
-    "max_distance": "relative_attention_max_distance",
-    "norm_eps": "layer_norm_epsilon",
-}
-
-
-def from_transformers(fields: Mapping[str, Any]) -> T5Config:
-    """Reads the `config.json` of a T5 v1.1 folder, encoder only or whole.
-
-    Args:
-      fields: the file's content.
-
-    Raises:
-      ValueError: for another architecture (mT5, UMT5, the first T5 with its ReLU) or a setting that
-        is not implemented.
-    """
-    encoder = "T5"
-    check_field(encoder, "model_type", fields.get("model_type"), "t5")
-    feed_forward = fields.get("feed_forward_proj", "relu")
-    check_field(encoder, "feed_forward_proj", feed_forward, "gated-gelu")
-    # Both follow from feed_forward_proj; a file that contradicts itself is no published one.
-    check_field(encoder, "dense_act_fn", fields.get("dense_act_fn", "gelu_new"), "gelu_new")
-    check_field(encoder, "is_gated_act", fields.get("is_gated_act", True), True)
-    check_field(encoder, "is_decoder", fields.get("is_decoder", False), False)
-    # Files of transformers before 4.16 have no maximum distance.
-    fields = {"relative_attention_max_distance": 128, **fields}
-    return T5Config(**read_sizes(encoder, fields, _SIZES), **read_precision(encoder, fields))
-
-
-def from_dict(fields: Mapping[str, Any]) -> T5Config:
-    """Rebuilds a config from JSON of `dataclasses.asdict`; ValueError for unknown fields."""
-    return rebuild(T5Config, fields)
 
 
 class T5Block(nnx.Module):
