@@ -1,4 +1,4 @@
-"""Every field of a run, with the published training recipe as values (SPEC section 5).
+"""Every field of a run, with the published recipe as values (docs/design.md, section 5).
 
     python -m cotir_jax.main --config=default:klein-4b --workdir=RUN --config.init=MODEL_FOLDER
 
@@ -9,8 +9,8 @@ part after a colon picks the model.
 
 import ml_collections
 
-# Batch per device in the four stages, as published (SPEC section 5). How many devices the release
-# trained on is not known; this assumes eight.
+# Batch per device in the four stages, as published (docs/design.md, section 5). How many devices
+# the release trained on is not known; this assumes eight.
 _BATCH_SIZES = {
     "klein-4b": (12, 10, 6, 4),
     "klein-9b": (6, 4, 2, 1),

@@ -60,7 +60,7 @@ def build_bench(
     progress: bool = True,
     **choices: Any,
 ) -> dict[str, dict[str, int]]:
-    """Degrade clean photos and write them in CoTIR-Bench's layout (SPEC section 7).
+    """Degrades clean photos and writes them in CoTIR-Bench's layout (docs/design.md, section 7).
 
     The bytes depend on the photos and the choices, not on ``workers``, nor on how often the build
     was killed and started again with the same arguments: it then continues in ``<out>.part`` at

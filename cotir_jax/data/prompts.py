@@ -1,4 +1,7 @@
-"""Which prompt a sample gets: vague or precise, from a file or its own questions (SPEC 5)."""
+"""Chooses a sample's prompt: vague or precise, from a file or from its own questions.
+
+docs/design.md, section 5, has the published probabilities.
+"""
 
 import re
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from cotir_jax.models.transformer import Text
 from cotir_jax.text.encoder import TextEncoder
 
-# Tokens that CLIP was trained with (SPEC section 2).
+# Tokens that CLIP was trained with (docs/design.md, section 2).
 POOLED_TOKENS = 77
 # Texts of a training sample.
 TEXTS = ("prompt", "scene", "degradation", "plan")

@@ -1,4 +1,4 @@
-"""The training objective as pure functions (paper section 3; SPEC sections 1 and 5).
+"""The training objective as pure functions (docs/design.md, section 1; paper, section 3).
 
     min_theta max_{lambda >= 0}  L_velocity + sum_k lambda_k (L_k - delta_k),
     k in {scene, degradation, plan}
@@ -122,7 +122,9 @@ def lagrangian(
 
 
 def dual_ascent(learning_rate: float, b1: float = 0.9, b2: float = 0.999):
-    """Adam ascent on the violations, projected to multipliers >= 0 (SPEC section 5).
+    """Adam ascent on the violations, projected to multipliers >= 0.
+
+    docs/design.md, section 5, has the published values.
 
     Returns:
       An optax transformation: `update(-violation, state, multipliers)` gives the step.

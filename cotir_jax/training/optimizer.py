@@ -14,7 +14,10 @@ from cotir_jax.training.settings import TrainSettings
 
 
 def learning_rate(settings: TrainSettings) -> optax.Schedule:
-    """Linear warm-up from 0, cosine to 0, at least the floor after step 0 (SPEC section 5)."""
+    """Returns the published schedule (docs/design.md, section 5).
+
+    Linear warm-up from 0, then a cosine to 0, and at least the floor after step 0.
+    """
     cosine = optax.warmup_cosine_decay_schedule(
         0.0, settings.learning_rate, settings.warmup_steps, settings.total_steps
     )

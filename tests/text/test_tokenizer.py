@@ -119,7 +119,7 @@ def test_one_text_is_as_among_many(folders, kind):
 
 
 def test_prompt_is_wrapped_for_an_answer_without_thinking(folders):
-    """The whole row by hand, as SPEC asks for the template without thinking."""
+    """The whole row by hand, as the release uses the template, without thinking."""
     ids, mask = TextTokenizer(folders["qwen3"], 60, "qwen3")("restore")
     words = Tokenizer.from_file(str(folders["qwen3"] / "tokenizer.json"))
     text = words.decode(ids[mask].tolist(), skip_special_tokens=False)
