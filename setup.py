@@ -26,7 +26,7 @@ setup(
     ],
     # `cotir_jax/configs` is a link to `configs/`, so the configs are installed as cotir_jax.configs.
     packages=find_packages(include=["cotir_jax*"]),
-    package_data={"cotir_jax": ["weights/**/*", "weights/**/.*", "**/*.html"]},
+    package_data={"cotir_jax": ["weights/**/*", "weights/**/.*", "**/*.html", "**/*.toml"]},
     install_requires=requirements,
     extras_require={
         "tpu": ["jax[tpu]"],

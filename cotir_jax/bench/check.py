@@ -15,6 +15,7 @@ from PIL import Image
 from scipy.fft import dctn
 from tqdm import tqdm
 
+from cotir_jax import files
 from cotir_jax.bench.pool import Spread, spread_over
 from cotir_jax.bench.records import is_data_set, open_split, read_info
 from cotir_jax.bench.shards import FIELDS, TEST_FIELDS, read_shard
@@ -255,7 +256,7 @@ def _check_pair(
                 if name == "hq":
                     clean = _grey(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            reason = " ".join(str(error).split())
+            reason = files.one_line(error)
             return clean, [f"{where}: {name} cannot be read ({reason})"]
     if sizes[0] != sizes[1]:
         width_height = " and ".join(f"{width}x{height}" for width, height in sizes)

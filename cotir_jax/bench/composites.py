@@ -12,7 +12,6 @@ from cotir_jax.bench.degradations.filters import GAMMA
 from cotir_jax.bench.degradations.ranges import draw
 from cotir_jax.bench.degradations.sensor import NoiseParams
 from cotir_jax.bench.maps import Maps, load_map
-from cotir_jax.bench.maps import load_maps as load_maps  # the builder's door to them
 
 SINGLES: tuple[str, ...] = tuple(APPLY)
 _NO_MAPS = Maps()

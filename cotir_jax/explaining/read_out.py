@@ -21,8 +21,7 @@ import numpy as np
 
 from cotir_jax.bench.composites import COMPOSITES, SINGLES, sample_chain
 from cotir_jax.bench.words import phrases, thoughts
-from cotir_jax.bench.words.facts import FACTS
-from cotir_jax.bench.words.fixes import FIXES, REQUESTS
+from cotir_jax.bench.words.table import WORDS
 from cotir_jax.text.encoder import TextEncoder
 
 STRENGTHS = ("mild", "moderate", "severe")
@@ -207,16 +206,16 @@ def plan_sentence(named: Sequence[tuple[str, str]]) -> str:
 
 def _fact(name: str, strength: str) -> str:
     # The last phrase of each ends in its numbers, in brackets; noise has its kind before.
-    text = re.sub(r" \(.*\)$|{(?!strength)\w+} ", "", FACTS[name][-1])
+    text = re.sub(r" \(.*\)$|{(?!strength)\w+} ", "", WORDS[name].facts[-1])
     return text.format(strength=strength).strip()
 
 
 def _fix(name: str, strength: str) -> str:
     """A fix whose only blank, if any, is the strength; else one of the prompts' requests."""
-    for text in FIXES[name]:
+    for text in WORDS[name].fixes:
         if set(re.findall(r"{(\w+)}", text)) <= {"strength"}:
             return " ".join(text.format(strength=strength).split())
-    return REQUESTS[name][0]
+    return WORDS[name].requests[0]
 
 
 def _ridge(features: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from cotir_jax.bench.words.names import plain_name
+from cotir_jax.bench.words.table import plain_name
 from cotir_jax.images.pictures import load_picture
 from cotir_jax.scoring.intervals import CONFIDENCE, RESAMPLES, mean_interval
 from cotir_jax.scoring.scores import INPUT, METRICS, Scores

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cotir_jax import files
-from cotir_jax.bench.words.names import plain_name
+from cotir_jax.bench.words.table import plain_name
 from cotir_jax.scoring import full_reference
 from cotir_jax.scoring.intervals import CONFIDENCE, mean_interval
 from cotir_jax.scoring.scores import INPUT, METRICS, Scores, score

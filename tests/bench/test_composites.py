@@ -19,13 +19,12 @@ from cotir_jax.bench.composites import (
     Maps,
     apply_chain,
     folder_name,
-    load_maps,
     parts_of,
     sample_chain,
 )
 from cotir_jax.bench.degradations.filters import place_mask
 from cotir_jax.bench.gallery import write_gallery
-from cotir_jax.bench.maps import depth_of_photo, load_map
+from cotir_jax.bench.maps import depth_of_photo, load_map, load_maps
 from cotir_jax.bench.words.phrases import JPEG_TYPES, prompt_files
 from cotir_jax.bench.words.thoughts import parse_thoughts, write_meta
 from cotir_jax.images.pictures import save_picture

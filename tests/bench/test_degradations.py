@@ -20,6 +20,7 @@ from cotir_jax.bench.composites import (
 from cotir_jax.bench.degradations import APPLY, SAMPLE
 from cotir_jax.bench.degradations.filters import capsule_kernel, convolve, scatter
 from cotir_jax.bench.degradations.light import LowLightParams, low_light
+from cotir_jax.bench.degradations.ranges import RANGES
 from cotir_jax.bench.degradations.sensor import (
     DefocusBlurParams,
     JpegParams,
@@ -42,6 +43,7 @@ from cotir_jax.bench.degradations.weather import (
     rain_streak,
     snow,
 )
+from cotir_jax.bench.words.table import WORDS, plain_name
 
 
 def _rng(seed=0):
@@ -281,3 +283,10 @@ def test_whatever_hangs_in_the_air_is_dark_at_night(name, field):
     night = sample_chain(f"low-light+{name}", 64, _rng(5), severity=0.9)[1].params
     day = sample_chain(name, 64, _rng(5), severity=0.9)[0].params
     assert np.max(getattr(night, field)) < 0.6 * np.min(getattr(day, field))
+
+
+def test_every_degradation_has_words():
+    assert tuple(WORDS) == tuple(APPLY) == tuple(SAMPLE) == tuple(RANGES)
+    assert len({words.plain for words in WORDS.values()}) == len(WORDS)
+    assert plain_name("low-light+lost_color") == "low light + lost colour"
+    assert plain_name("Low Light+x") == "Low Light + x"  # foreign names stay as they are

@@ -15,10 +15,10 @@ from cotir_jax.bench.degradations.water import (
 )
 from cotir_jax.bench.degradations.weather import (
     HazeParams,
-    PatchyHazeParams,
+    NonHomogeneousHazeParams,
     depth_from_nearness,
     haze,
-    patchy_haze,
+    non_homogeneous_haze,
 )
 
 
@@ -123,8 +123,8 @@ def test_a_depth_map_replaces_the_made_up_depth():
 
 def test_patchy_haze_without_patches_is_even():
     level = np.full((64, 80), 0.5, np.float32)
-    params = PatchyHazeParams(1.8, (0.9, 0.8, 0.7), patchiness=0.0, patch=30.0, depth=level)
-    hazy = patchy_haze(_flat(0.3), params, _rng())
+    params = NonHomogeneousHazeParams(1.8, (0.9, 0.8, 0.7), patchiness=0.0, patch=30.0, depth=level)
+    hazy = non_homogeneous_haze(_flat(0.3), params, _rng())
     # A level depth map counts as near: depth 0.1, of which the air adds 0.4 + 0.6 depth.
     transmission = math.exp(-1.8 * (0.4 + 0.6 * 0.1))
     for channel, airlight in enumerate((0.9, 0.8, 0.7)):
@@ -134,8 +134,8 @@ def test_patchy_haze_without_patches_is_even():
 
 def test_patchy_haze_swings_about_its_density():
     level = np.full((256, 256), 0.5, np.float32)
-    params = PatchyHazeParams(1.0, (1.0,) * 3, patchiness=0.9, patch=80.0, depth=level)
-    hazy = patchy_haze(_flat(0.0, 256, 256), params, _rng(5))[..., 0]
+    params = NonHomogeneousHazeParams(1.0, (1.0,) * 3, patchiness=0.9, patch=80.0, depth=level)
+    hazy = non_homogeneous_haze(_flat(0.0, 256, 256), params, _rng(5))[..., 0]
     density = -np.log(1 - hazy) / 0.46
     assert density.mean() == pytest.approx(1.0, abs=0.1)
     assert density.min() < 0.4 and density.max() > 1.6

@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw, ImageFont
 from cotir_jax.bench.composites import SINGLES
 from cotir_jax.bench.degradations import SAMPLE
 from cotir_jax.bench.degradations.processing import (
-    LostColourParams,
+    LostColorParams,
     PhoneParams,
     WatermarkParams,
-    lost_colour,
-    smartphone,
+    lost_color,
+    smartphone_to_dslr,
     watermark,
     watermark_mask,
 )
@@ -30,10 +30,10 @@ def _flat(colour, height=96, width=128):
 
 def test_lost_colour_is_pillows_grey():
     picture = _rng().integers(0, 256, (40, 50, 3), dtype=np.uint8)
-    grey = lost_colour(picture.astype(np.float32) / 255, LostColourParams(0.0), _rng())
+    grey = lost_color(picture.astype(np.float32) / 255, LostColorParams(0.0), _rng())
     expected = np.asarray(Image.fromarray(picture).convert("L"), np.float32) / 255
     np.testing.assert_allclose(grey, np.repeat(expected[..., None], 3, axis=2), atol=0.51 / 255)
-    half = lost_colour(picture.astype(np.float32) / 255, LostColourParams(0.5), _rng())
+    half = lost_color(picture.astype(np.float32) / 255, LostColorParams(0.5), _rng())
     np.testing.assert_allclose(half, (grey + picture / 255) / 2, atol=1e-6)
 
 
@@ -44,30 +44,32 @@ _PHONE = PhoneParams(
 
 def test_phone_without_faults_is_jpeg():
     flat = _flat((0.6, 0.4, 0.2))
-    np.testing.assert_allclose(smartphone(flat, _PHONE, _rng()), flat, atol=2 / 255)
+    np.testing.assert_allclose(smartphone_to_dslr(flat, _PHONE, _rng()), flat, atol=2 / 255)
 
 
 def test_phone_tone_curve_colour_and_cast():
-    grey = smartphone(_flat((0.25,) * 3), replace(_PHONE, contrast=1.0), _rng())
+    grey = smartphone_to_dslr(_flat((0.25,) * 3), replace(_PHONE, contrast=1.0), _rng())
     np.testing.assert_allclose(grey, 3 * 0.25**2 - 2 * 0.25**3, atol=2 / 255)
-    dull = smartphone(_flat((0.6, 0.4, 0.2)), replace(_PHONE, saturation=0.5), _rng())
+    dull = smartphone_to_dslr(_flat((0.6, 0.4, 0.2)), replace(_PHONE, saturation=0.5), _rng())
     luma = 0.299 * 0.6 + 0.587 * 0.4 + 0.114 * 0.2
     expected = [luma + 0.5 * (value - luma) for value in (0.6, 0.4, 0.2)]
     np.testing.assert_allclose(dull.mean(axis=(0, 1)), expected, atol=2 / 255)
-    warm = smartphone(_flat((0.5,) * 3), replace(_PHONE, cast=(1.1, 1, 0.9)), _rng())
+    warm = smartphone_to_dslr(_flat((0.5,) * 3), replace(_PHONE, cast=(1.1, 1, 0.9)), _rng())
     np.testing.assert_allclose(warm.mean(axis=(0, 1)), [0.55, 0.5, 0.45], atol=2 / 255)
 
 
 def test_phone_halo_smear_and_blotches():
     edge = _flat((0.3,) * 3)
     edge[:, 64:] = 0.7
-    sharpened = smartphone(edge, replace(_PHONE, halo=1.0), _rng())[..., 1]
+    sharpened = smartphone_to_dslr(edge, replace(_PHONE, halo=1.0), _rng())[..., 1]
     assert sharpened.max() > 0.75 and sharpened.min() < 0.25
     grain = np.clip(0.5 + 0.02 * _rng().standard_normal((96, 128, 1)), 0, 1).astype(np.float32)
     texture = np.repeat(grain, 3, axis=2)
-    smeared = smartphone(texture, replace(_PHONE, smear=1.0), _rng())
+    smeared = smartphone_to_dslr(texture, replace(_PHONE, smear=1.0), _rng())
     assert smeared.std() < 0.5 * texture.std()
-    blotchy = smartphone(_flat((0.5,) * 3, 256, 256), replace(_PHONE, chroma=8.0), _rng()) * 255
+    blotchy = (
+        smartphone_to_dslr(_flat((0.5,) * 3, 256, 256), replace(_PHONE, chroma=8.0), _rng()) * 255
+    )
     luma = blotchy @ np.array([0.299, 0.587, 0.114])
     assert luma.std() < 1.5  # colour only
     assert 3 < (blotchy - luma[..., None]).std() < 9

@@ -131,7 +131,9 @@ def _add_drop(
     shade[area][wins] = (1.1 - 0.6 * rim * (1 - 0.5 * down) + 1.5 * glint)[wins]
 
 
-def sample_reflection(severity: float, side: int, rng: np.random.Generator) -> ReflectionParams:
+def sample_specular_reflection(
+    severity: float, side: int, rng: np.random.Generator
+) -> ReflectionParams:
     """Reflections of ``severity`` in [0, 1]; sizes in pixels grow with the picture's ``side``."""
     name, scale = "specular-reflection", side / 512
     if rng.random() < 0.5:
@@ -149,7 +151,7 @@ def sample_reflection(severity: float, side: int, rng: np.random.Generator) -> R
     )
 
 
-def reflection(
+def specular_reflection(
     picture: np.ndarray, params: ReflectionParams, rng: np.random.Generator
 ) -> np.ndarray:
     """Add highlights, or the reflection in a pane, to float32 ``[height, width, 3]``."""

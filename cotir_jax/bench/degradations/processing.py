@@ -18,7 +18,7 @@ _WORDS = (
 
 
 @dataclass(frozen=True)
-class LostColourParams:
+class LostColorParams:
     """The share of colour that is left, 0 for a grey picture."""
 
     kept: float
@@ -61,20 +61,20 @@ class WatermarkParams:
     y: float
 
 
-def sample_lost_colour(severity: float, side: int, rng: np.random.Generator) -> LostColourParams:
+def sample_lost_color(severity: float, side: int, rng: np.random.Generator) -> LostColorParams:
     """Lost colour of ``severity`` in [0, 1]; none is left from 0.7 on."""
-    return LostColourParams(max(draw("lost_color", "kept", severity, rng), 0.0))
+    return LostColorParams(max(draw("lost_color", "kept", severity, rng), 0.0))
 
 
-def lost_colour(
-    picture: np.ndarray, params: LostColourParams, rng: np.random.Generator
+def lost_color(
+    picture: np.ndarray, params: LostColorParams, rng: np.random.Generator
 ) -> np.ndarray:
     """I = k J + (1 - k) Y with Y = 0.299 R + 0.587 G + 0.114 B in all channels (ITU-R BT.601)."""
     grey = luma(picture)[..., None]
     return grey + np.float32(params.kept) * (picture - grey)
 
 
-def sample_smartphone(severity: float, side: int, rng: np.random.Generator) -> PhoneParams:
+def sample_smartphone_to_dslr(severity: float, side: int, rng: np.random.Generator) -> PhoneParams:
     """A phone worse than a DSLR by ``severity`` in [0, 1]."""
     name = "smartphone-to-dslr"
     saturation, contrast, smear, halo, chroma, quality = (
@@ -87,7 +87,9 @@ def sample_smartphone(severity: float, side: int, rng: np.random.Generator) -> P
     )
 
 
-def smartphone(picture: np.ndarray, params: PhoneParams, rng: np.random.Generator) -> np.ndarray:
+def smartphone_to_dslr(
+    picture: np.ndarray, params: PhoneParams, rng: np.random.Generator
+) -> np.ndarray:
     """Pass a DSLR's picture through a phone: smear, tone curve, colour, halos, JPEG.
 
     There is no agreed formula (DPED has photographed pairs); this is a chain of a phone's known

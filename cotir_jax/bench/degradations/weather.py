@@ -30,7 +30,7 @@ class HazeParams:
 
 
 @dataclass(frozen=True)
-class PatchyHazeParams:
+class NonHomogeneousHazeParams:
     """Mean density, airlight per channel in [0, 1], and the patches that the haze gathers in.
 
     ``patchiness`` in [0, 1] is how far the density swings about its mean, ``patch`` the size in
@@ -128,10 +128,12 @@ def haze_over_depth(
     return light + (picture - light) * transmission
 
 
-def sample_patchy_haze(severity: float, side: int, rng: np.random.Generator) -> PatchyHazeParams:
+def sample_non_homogeneous_haze(
+    severity: float, side: int, rng: np.random.Generator
+) -> NonHomogeneousHazeParams:
     """Patchy haze of ``severity`` in [0, 1]; patches grow with the picture's ``side``."""
     name = "non-homogeneous-haze"
-    return PatchyHazeParams(
+    return NonHomogeneousHazeParams(
         density=draw(name, "density", severity, rng),
         airlight=_airlight(name, severity, rng),
         patchiness=draw(name, "patchiness", severity, rng),
@@ -139,8 +141,8 @@ def sample_patchy_haze(severity: float, side: int, rng: np.random.Generator) -> 
     )
 
 
-def patchy_haze(
-    picture: np.ndarray, params: PatchyHazeParams, rng: np.random.Generator
+def non_homogeneous_haze(
+    picture: np.ndarray, params: NonHomogeneousHazeParams, rng: np.random.Generator
 ) -> np.ndarray:
     """Veil a picture by smoke-like haze: I = J t + A (1 - t), t = exp(-beta(x) d).
 

@@ -1,11 +1,9 @@
-"""The words of the benchmark: templates of sentences, vague prompts, and the prompt files."""
+"""Templates of sentences, vague prompts, and the prompt files of the benchmark."""
 
 from collections.abc import Sequence
 
 from cotir_jax.bench.composites import COMPOSITES, SINGLES, folder_name, parts_of
-from cotir_jax.bench.words.facts import FACTS as FACTS
-from cotir_jax.bench.words.fixes import FIXES as FIXES
-from cotir_jax.bench.words.fixes import REQUESTS as REQUESTS
+from cotir_jax.bench.words.table import WORDS
 
 VAGUE: tuple[str, ...] = (
     "Restore this picture.",
@@ -72,17 +70,17 @@ _FRAMES: tuple[str, ...] = (
 
 
 def sentence(text: str) -> str:
-    """The text with its first letter in upper case."""
+    """Returns the text with its first letter in upper case."""
     return text[:1].upper() + text[1:]
 
 
 def join(parts: list[str], last: str = "and") -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+    """Joins parts as in `a`, `a and b`, `a, b and c`."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} {last} {parts[-1]}"
 
 
 def prompt_files(names: Sequence[str] = (*SINGLES, *COMPOSITES)) -> dict[str, list[str]]:
-    """The prompt files of a benchmark of ``names``: name without suffix -> lines, all different.
+    """Returns the prompt files of a benchmark: name without suffix -> lines, all different.
 
     The vague prompts and those of the JPEG types are always among them.
     """
@@ -99,10 +97,10 @@ def _precise_lines(parts: list[str]) -> list[str]:
     lines = []
     for number in range(25):
         # Steps 1, 2, 3, ... for successive parts, so that phrases do not pair up in lockstep.
-        picks = [
-            REQUESTS[part][(number * (1 + place) + number // 5 + place) % len(REQUESTS[part])]
-            for place, part in enumerate(parts)
-        ]
+        picks = []
+        for place, part in enumerate(parts):
+            requests = WORDS[part].requests
+            picks.append(requests[(number * (1 + place) + number // 5 + place) % len(requests)])
         line = sentence(_FRAMES[number % len(_FRAMES)].format(request=join(picks)))
         if line not in lines:
             lines.append(line)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
+from cotir_jax import files
 from cotir_jax.bench.words.thoughts import without_markers
 
 KEY_VARIABLE = "COTIR_SCENE_KEY"
@@ -96,7 +97,7 @@ class SceneWriter:
                 try:
                     text = _clean(_answer_of(self._ask(body)))
                 except (OSError, ValueError) as error:  # URLError, timeouts; JSON, HTTP framing
-                    self.problem = " ".join(str(error).split()) or type(error).__name__
+                    self.problem = files.one_line(error)
                     if isinstance(error, urllib.error.HTTPError) and _final(error.code):
                         break
                 else:

@@ -12,9 +12,8 @@ import numpy as np
 
 from cotir_jax.bench.composites import Step
 from cotir_jax.bench.words import phrases
-from cotir_jax.bench.words.facts import FACTS, FACTS_OF_MASKS, LOOKS
-from cotir_jax.bench.words.fixes import FIXES, FIXES_OF_MASKS
 from cotir_jax.bench.words.phrases import join, sentence
+from cotir_jax.bench.words.table import WORDS
 
 _MARKERS = ("scene description:", "degradation description:", "enhancement plan:")
 _END = "answer:"
@@ -26,8 +25,6 @@ _CASTERS = {
 _LAYOUTS = {
     "line": "a line of text", "tiles": "repeated text", "badge": "a badge", "frame": "framed text",
 }  # fmt: skip
-_PHRASES = {"facts": FACTS, "fixes": FIXES}
-_PHRASES_OF_MASKS = {"facts": FACTS_OF_MASKS, "fixes": FIXES_OF_MASKS}
 _HUES = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 # Upper ends of the hues above, in degrees; what is left wraps round to red.
 _HUE_ENDS = (15, 42, 70, 160, 200, 255, 290, 340)
@@ -155,7 +152,7 @@ def describe_degradation(chain: Sequence[Step], rng: np.random.Generator) -> str
     facts = [_fill("facts", step, rng, shortest=len(named) > 2) for step in named]
     if len(named) == 1:
         text = rng.choice(["{}; {}", "{}, so {}", "{}: {}"]).format(
-            facts[0], rng.choice(LOOKS[named[0].name])
+            facts[0], rng.choice(WORDS[named[0].name].looks)
         )
     elif len(named) == 2 and rng.random() < 0.5:
         text = rng.choice(["{}, then {}", "{} followed by {}"]).format(*facts)
@@ -185,8 +182,8 @@ def _fill(
     shortest: bool = False,
 ) -> str:
     masked = getattr(step.params, "mask", None) is not None
-    table = (_PHRASES_OF_MASKS if masked else _PHRASES)[kind]
-    phrase = table[step.name][-1] if shortest else str(rng.choice(table[step.name]))
+    lines = getattr(WORDS[step.name], f"mask_{kind}" if masked else kind)
+    phrase = lines[-1] if shortest else str(rng.choice(lines))
     return phrase.format(**numbers_of(step))
 
 
