@@ -166,6 +166,22 @@ def test_commands_parse(page):
         check_command(words)
 
 
+def test_examples_in_help_parse():
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        cli.make_parser().parse_args([]).run(None)
+    names = re.findall(r"(?m)^  ([a-z][a-z-]+)  ", text.getvalue())
+    assert {"restore", "bench", "quickstart"} <= set(names)
+    for words in [*([name] for name in names), ["bench", "build"], ["bench", "check"]]:
+        with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+            cli.make_parser().parse_args([*words, "--help"])
+        examples = re.findall(
+            r"(?m)^  ((?:cotir|python) .*)$", text.getvalue().split("example")[-1]
+        )
+        assert examples, f"cotir {words}: no example in its help"
+        for example in examples:
+            check_command(shlex.split(example))
+
+
 def test_first_page_has_its_commands():
     """The extraction above finds commands at all."""
     found = [" ".join(words[:3]) for words in _commands((ROOT / "README.md").read_text())]
@@ -224,7 +240,7 @@ def test_links_and_files_exist(page):
         if anchor:
             assert anchor in _anchors(path), f"{target}: no such heading"
     # Files of this repository named in backticks; those of the package may leave its name out.
-    for name in re.findall(r"`([\w./-]+/[\w.-]*\.(?:py|sh|md|ipynb|Dockerfile))`", text):
+    for name in re.findall(r"`([\w./-]+/[\w.-]*\.(?:py|sh|md|toml|ipynb|Dockerfile))`", text):
         places = (ROOT, ROOT / "cotir_jax", page.parent)
         assert any((place / name).exists() for place in places), f"{name}: no such file"
 
