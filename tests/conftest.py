@@ -11,14 +11,18 @@ from support.xla_flags import xla_flags
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # two test processes at a time
 os.environ["XLA_FLAGS"] = f"{xla_flags(devices=8)} {os.environ.get('XLA_FLAGS', '')}"
-# Many tests start training in a process of its own: they share what one of them compiled.
+# All processes of a run, pytest's own and those that tests start, share what one of them compiled,
+# however small it is.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     cache = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jax-cache-")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest
 
-SHARED = Path(__file__).parent.parent.parent / "shared"
+HERE = Path(__file__).parent
+SHARED = HERE.parent.parent / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +33,16 @@ def one_device():
     from cotir_jax.parallel.sharding import make_mesh
 
     return make_mesh({}, jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def small_encoder(tmp_path_factory) -> dict[str, str]:
+    """The environment in which `python -m support.small_encoder` trains; add XLA's flags to it."""
+    from support import small_encoder
+
+    folder = small_encoder.write(tmp_path_factory.mktemp("minilm"))
+    path = os.pathsep.join(str(folder) for folder in (HERE.parent, HERE))
+    return {**os.environ, "COTIR_SMALL_ENCODER": str(folder), "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="session")
