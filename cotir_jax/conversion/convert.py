@@ -114,7 +114,7 @@ def convert(
         for kind, (_, tokenizer) in tokenizers.items():
             tokenizer.save(folder / "tokenizers" / kind)
         model_folder.write_description(folder, described)
-    used = sum(len(row.names) * len(row.names[0]) for part in chosen for row, _ in part.rows)
+    used = sum(len(row.tensors) for part in chosen for row, _ in part.rows)
     return {"tensors": used, "bytes": total}
 
 

@@ -16,7 +16,7 @@ from cotir_jax.checkpoints.arrays import read_array, stored_arrays
 from cotir_jax.checkpoints.new_folder import new_folder
 from cotir_jax.conversion.merge_lora import MERGED, bias_rows, lora_parts, merged_layer
 from cotir_jax.conversion.name_tables import Source, disassemble
-from cotir_jax.conversion.names import adapter, flux1, flux2
+from cotir_jax.conversion.names import adapter, transformer
 from cotir_jax.conversion.torch_files import write_pt, write_safetensors
 from cotir_jax.models.presets import CoTIRConfig
 
@@ -134,8 +134,7 @@ def _write_merged(
     folder: Path, config: CoTIRConfig, weights: StoredWeights
 ) -> Iterator[tuple[Path, Layout]]:
     """Writes the transformer with LoRA in it, in files of at most `FILE_BYTES`."""
-    names = flux1 if config.family == "flux1" else flux2
-    rows = [*names.native(config).rows, *bias_rows(config)]
+    rows = [*transformer.native(config).rows, *bias_rows(config)]
     base_dtype = np.dtype(weights.arrays[rows[0].path].dtype)
     layout = {name: (shape, base_dtype) for name, (shape, _) in _layout(rows, weights).items()}
     tensors = _tensors(rows, lambda path: _merged(path, config, weights).astype(base_dtype))

@@ -1,4 +1,4 @@
-"""How our arrays and published tensors correspond: one row each, read in both directions."""
+"""Name tables: which published tensors each of our arrays is made of, read in both directions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-LAYOUTS = ("linear", "conv", "same", "swapped")
-
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one of our arrays comes from.
+    """A row of a name table: the published tensors of one of our arrays.
 
     Attributes:
       path: our parameter's path, joined by dots.
@@ -32,6 +30,11 @@ class Source:
     names: tuple[tuple[str, ...], ...]
     stacked: bool = False
     layout: str = "linear"
+
+    @property
+    def tensors(self) -> list[str]:
+        """Names of all its tensors."""
+        return [name for layer in self.names for name in layer]
 
 
 class Table(NamedTuple):
@@ -218,24 +221,22 @@ def account(
     """
     problems, used = [], set[str]()
     for row in table.rows:
-        names = [name for layer in row.names for name in layer]
-        missing = [name for name in names if name not in shapes]
-        problems += [f"{name} is used twice" for name in names if name in used]
-        used.update(names)
+        missing = [name for name in row.tensors if name not in shapes]
+        problems += [f"{name} is used twice" for name in row.tensors if name in used]
+        used.update(row.tensors)
         problems += [f"missing {name}" for name in missing]
         if missing:
             continue
         if row.path not in targets:
-            problems.append(f"{names[0]} gives {row.path}, which the model does not have")
+            problems.append(f"{row.tensors[0]} gives {row.path}, which the model does not have")
             continue
         try:
             shape = our_shape(row, shapes)
         except ValueError as error:
             problems.append(str(error))
             continue
-        if shape != tuple(targets[row.path]):
-            expected = tuple(targets[row.path])
-            problems.append(f"{names[0]} gives {row.path} {shape}, the model has {expected}")
+        if shape != (expected := tuple(targets[row.path])):
+            problems.append(f"{row.tensors[0]} gives {row.path} {shape}, the model has {expected}")
     for name in sorted(set(shapes) - used):
         if not any(re.fullmatch(pattern, name) for pattern in table.unneeded):
             problems.append(f"unknown tensor {name}")

@@ -13,10 +13,11 @@ from cotir_jax.checkpoints import model_folder
 from cotir_jax.conversion import published_configs
 from cotir_jax.conversion.merge_lora import bias_rows
 from cotir_jax.conversion.name_tables import Source, Table, account
-from cotir_jax.conversion.names import adapter, flux1, flux2
+from cotir_jax.conversion.names import adapter
 from cotir_jax.conversion.names import autoencoder as autoencoder_names
 from cotir_jax.conversion.names import text as text_names
-from cotir_jax.conversion.published_folder import config_beside, kind_of
+from cotir_jax.conversion.names import transformer as transformer_names
+from cotir_jax.conversion.published_folder import config_beside, is_diffusers
 from cotir_jax.conversion.torch_files import DTYPES, Tensors
 from cotir_jax.models.autoencoder import AUTOENCODERS, Autoencoder
 from cotir_jax.models.presets import PRESETS, CoTIRConfig
@@ -36,7 +37,7 @@ class File(NamedTuple):
     """A published checkpoint and the names that it should hold.
 
     Attributes:
-      kind: as `published_folder.kind_of` names it.
+      kind: "transformer", "autoencoder", "qwen3", "t5", "clip", "lora" or "cot_adapter".
       table: its names.
       tensors: what it holds.
     """
@@ -66,7 +67,13 @@ class Part:
 
     @property
     def rows(self) -> list[tuple[Source, File]]:
+        """Rows of the name tables, each with its file."""
         return [(row, file) for file in self.files for row in file.table.rows]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each array by path."""
+        return {path: tuple(variable.shape) for path, variable in self.variables.items()}
 
 
 def transformer_part(config: CoTIRConfig, found: Mapping[str, Tensors]) -> Part:
@@ -79,7 +86,8 @@ def transformer_part(config: CoTIRConfig, found: Mapping[str, Tensors]) -> Part:
     absent = [adapter.lora(config)] if "lora" not in found and config.lora_rank else []
     absent += [adapter.cot_adapter(config)] if "cot_adapter" not in found else []
     fresh = [row for table in absent for row in table.rows]
-    return Part("weights", config, files, transformer_variables(config), fresh)
+    variables = _variables(lambda: make_transformer(config, rngs=nnx.Rngs(0)))
+    return Part("weights", config, files, variables, fresh)
 
 
 def transformer_table(config: CoTIRConfig, kind: str, tensors: Tensors) -> Table:
@@ -88,18 +96,16 @@ def transformer_table(config: CoTIRConfig, kind: str, tensors: Tensors) -> Table
         return adapter.lora(config)
     if kind == "cot_adapter":
         return adapter.cot_adapter(config)
-    names = flux1 if config.family == "flux1" else flux2
-    known = kind_of(tensors)
-    table = names.diffusers(config) if known and known[1] else names.native(config)
+    names = transformer_names.diffusers if is_diffusers(tensors) else transformer_names.native
+    table = names(config)
     if config.lora_bias:  # a transformer file that `cotir export --merged` wrote
         return Table([*table.rows, *bias_rows(config)], table.unneeded)
     return table
 
 
-def transformer_variables(config: CoTIRConfig) -> dict[str, nnx.Variable]:
-    """Abstract variables of a transformer by path."""
-    _, state = model_folder.abstract(lambda: make_transformer(config, rngs=nnx.Rngs(0)))
-    return model_folder.flat(state)
+def _variables(make: Callable[[], nnx.Module]) -> dict[str, nnx.Variable]:
+    """Abstract variables of a module by path."""
+    return model_folder.flat(model_folder.abstract(make)[1])
 
 
 def autoencoder_part(config: CoTIRConfig, tensors: Tensors) -> Part:
@@ -109,8 +115,6 @@ def autoencoder_part(config: CoTIRConfig, tensors: Tensors) -> Part:
       ValueError: for an autoencoder that does not belong to the model.
     """
     fields = config_beside(tensors) or {}
-    known = kind_of(tensors)
-    diffusers = bool(known and known[1])
     try:
         described = "_class_name" in fields or "ch_mult" in fields
         sizes = (
@@ -124,10 +128,10 @@ def autoencoder_part(config: CoTIRConfig, tensors: Tensors) -> Part:
             f"{tensors.path}: a {sizes.kind} autoencoder with {channels} channels per token; "
             f"{config.name} needs {config.autoencoder} with {config.in_channels}"
         )
-    table = (autoencoder_names.diffusers if diffusers else autoencoder_names.native)(sizes)
-    _, state = model_folder.abstract(lambda: Autoencoder(sizes, rngs=nnx.Rngs(0)))
-    file = File("autoencoder", table, tensors)
-    return Part("autoencoder", sizes, [file], model_folder.flat(state))
+    names = autoencoder_names.diffusers if is_diffusers(tensors) else autoencoder_names.native
+    file = File("autoencoder", names(sizes), tensors)
+    variables = _variables(lambda: Autoencoder(sizes, rngs=nnx.Rngs(0)))
+    return Part("autoencoder", sizes, [file], variables)
 
 
 def text_part(config: CoTIRConfig, kind: str, tensors: Tensors, dtype: str | None) -> Part:
@@ -156,9 +160,8 @@ def text_part(config: CoTIRConfig, kind: str, tensors: Tensors, dtype: str | Non
             f"{expected}; pass the text encoder that belongs to it"
         )
     make, _ = ENCODERS[kind]
-    table = names(sizes, tensors.entries)
-    _, state = model_folder.abstract(lambda: make(sizes, rngs=nnx.Rngs(0)))
-    return Part(kind, sizes, [File(kind, table, tensors)], model_folder.flat(state))
+    file = File(kind, names(sizes, tensors.entries), tensors)
+    return Part(kind, sizes, [file], _variables(lambda: make(sizes, rngs=nnx.Rngs(0))))
 
 
 def check(parts: Sequence[Part]) -> None:
@@ -169,7 +172,7 @@ def check(parts: Sequence[Part]) -> None:
     """
     lines, count = [], 0
     for part in parts:
-        targets = {path: tuple(v.shape) for path, v in part.variables.items()}
+        targets = part.shapes
         filled = [row.path for row in part.fresh]
         for file in part.files:
             problems = account(file.table, file.tensors.shapes, targets)
@@ -192,7 +195,7 @@ def check(parts: Sequence[Part]) -> None:
 def _dtype_problems(file: File) -> list[str]:
     entries, problems = file.tensors.entries, []
     for row in file.table.rows:
-        names = [name for layer in row.names for name in layer if name in entries]
+        names = [name for name in row.tensors if name in entries]
         dtypes = {entries[name].dtype for name in names}
         wrong = [name for name in names if entries[name].dtype not in _FLOATS]
         if wrong:
@@ -208,9 +211,8 @@ def _hint(file: File) -> str:
     for name, config in PRESETS.items():
         if config.lora_rank == 0:
             continue
-        targets = {path: tuple(v.shape) for path, v in transformer_variables(config).items()}
-        table = transformer_table(config, file.kind, file.tensors)
-        if not account(table, file.tensors.shapes, targets):
+        part = transformer_part(config, {file.kind: file.tensors})
+        if not account(part.files[0].table, file.tensors.shapes, part.shapes):
             return f" (these are {name}'s sizes: --model={name})"
     return ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -27,17 +28,17 @@ _TOKENIZER_CLASSES = {"Qwen2": "qwen3", "T5": "t5", "CLIP": "clip"}
 _TOKENIZER_TOKENS = {"<|im_start|>": "qwen3", "<|startoftext|>": "clip", "</s>": "t5"}
 
 
-def kind_of(tensors: Tensors) -> tuple[str, bool] | None:
-    """Which part of a model it is.
-
-    Returns:
-      "transformer", "autoencoder", "qwen3", "t5", "clip", "lora" or "cot_adapter", and whether its
-      names are diffusers'; None for anything else.
-    """
+def _sign_of(tensors: Tensors) -> str | None:
+    """Key of `_SIGNS`, None for anything else."""
     for kind, sign in _SIGNS.items():
         if any(re.fullmatch(sign, name) for name in tensors.entries):
-            return kind.removesuffix(" (diffusers)"), kind.endswith("(diffusers)")
+            return kind
     return None
+
+
+def is_diffusers(tensors: Tensors) -> bool:
+    """Whether a transformer or an autoencoder has diffusers' names."""
+    return (_sign_of(tensors) or "").endswith("(diffusers)")
 
 
 def find(path: Path) -> dict[str, Tensors]:
@@ -63,15 +64,15 @@ def find(path: Path) -> dict[str, Tensors]:
         here: dict[str, Tensors] = {}
         for file in [folder] if folder.is_file() else _checkpoints(folder):
             tensors = open_tensors(file)
-            kind = kind_of(tensors)
-            if kind is None:
+            kind = (_sign_of(tensors) or "").removesuffix(" (diffusers)")
+            if not kind:
                 continue
-            if kind[0] in here:
+            if kind in here:
                 raise ValueError(
-                    f"{folder}: holds two files for the {kind[0]}, {here[kind[0]].path.name} and "
+                    f"{folder}: holds two files for the {kind}, {here[kind].path.name} and "
                     f"{file.name}; name the file itself"
                 )
-            here[kind[0]] = tensors
+            here[kind] = tensors
         found = here | found
     if not found:
         raise ValueError(
@@ -86,18 +87,12 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
     listed: set[str] = set()
     for index in sorted(folder.glob("*.safetensors.index.json")):
         yield index
-        listed |= set(open_index(index).values())
+        # What is wrong with a damaged index, `open_tensors` says.
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            listed |= set(json.loads(index.read_text())["weight_map"].values())
     for file in sorted(folder.iterdir()):
         if file.suffix in (".safetensors", ".pt", ".pth") and file.name not in listed:
             yield file
-
-
-def open_index(path: Path) -> dict[str, str]:
-    """File by tensor name; what is wrong with a damaged index, `open_tensors` says."""
-    try:
-        return dict(json.loads(path.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError):
-        return {}
 
 
 def config_beside(tensors: Tensors) -> dict[str, Any] | None:

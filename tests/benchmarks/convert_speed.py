@@ -67,10 +67,11 @@ def run(command: list[str]) -> tuple[float, float, float]:
 
 def largest_stacked(model: str) -> int:
     """Bytes of the largest array of the model in bfloat16."""
-    from cotir_jax.conversion.parts import transformer_variables
+    from cotir_jax.conversion.parts import transformer_part
     from cotir_jax.models.presets import preset
 
-    return max(2 * math.prod(v.shape) for v in transformer_variables(preset(model)).values())
+    shapes = transformer_part(preset(model), {}).shapes
+    return max(2 * math.prod(shape) for shape in shapes.values())
 
 
 def copied(source: Path, copy: Path) -> tuple[float, float]:

@@ -24,7 +24,7 @@ import torch
 from flax import nnx
 
 from cotir_jax.conversion.fill import fill
-from cotir_jax.conversion.names import flux2 as names
+from cotir_jax.conversion.names import transformer as names
 from cotir_jax.models import flux2
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig, preset
@@ -154,7 +154,7 @@ def main() -> None:
         ).float(),
     )
     graphdef, weights = nnx.split(model)
-    run = jax.jit(lambda weights, *args: predict(nnx.merge(graphdef, weights), *args).image)
+    run = jax.jit(lambda weights, *args: predict(nnx.merge(graphdef, weights), *args).velocity)
 
     def ours_forward():
         return run(weights, latents, condition, Text(prompt), timestep).block_until_ready()

@@ -16,7 +16,7 @@ from support import released
 from cotir_jax.conversion import parts
 from cotir_jax.conversion.convert import Paths, plan, streamed_arrays
 from cotir_jax.conversion.name_tables import Source, assemble, disassemble, our_shape
-from cotir_jax.conversion.names import flux1, flux2
+from cotir_jax.conversion.names import transformer
 from cotir_jax.conversion.torch_files import Entry, Tensors, read_tensors
 from cotir_jax.models.presets import preset
 
@@ -187,8 +187,8 @@ def test_layouts_and_files_of_the_same_weights_give_the_same_digest(golden, tmp_
     whole = load_file(paths.base)
     # The same numbers under diffusers' names.
     renamed: dict[str, np.ndarray] = {}
-    theirs = {row.path: row for row in flux2.diffusers(config).rows}
-    for row in flux2.native(config).rows:
+    theirs = {row.path: row for row in transformer.diffusers(config).rows}
+    for row in transformer.native(config).rows:
         shape = our_shape(row, {name: array.shape for name, array in whole.items()})
         array = assemble(row, whole.__getitem__, shape, np.dtype(np.float32))
         renamed |= disassemble(theirs[row.path], array)
@@ -283,6 +283,6 @@ def test_rows_place_tensors_as_described(dtype):
 
 def test_flux1_names_are_all_different():
     config = preset("kontext-12b")
-    for table in (flux1.native(config), flux1.diffusers(config)):
+    for table in (transformer.native(config), transformer.diffusers(config)):
         names = [name for row in table.rows for layer in row.names for name in layer]
         assert len(names) == len(set(names))

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from cotir_jax.conversion.fill import fill
-from cotir_jax.conversion.names import flux1, flux2
+from cotir_jax.conversion.names import transformer as names
 from cotir_jax.models import flux1 as flux1_model
 from cotir_jax.models import flux2 as flux2_model
 from cotir_jax.models import transformer
@@ -76,7 +76,7 @@ def _randomised(model):
     return model.eval()
 
 
-def _ours(oracle, config, names):
+def _ours(oracle, config):
     model = make_transformer(config, rngs=nnx.Rngs(0))
     tensors = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
     fill(model, names.diffusers(config), tensors)
@@ -122,9 +122,9 @@ def test_flux1_equals_diffusers(guidance):
             txt_ids=_ids(flux1_model.text_position_ids(7)),
             guidance=None if value is None else torch.from_numpy(value),
         ).sample[:, : HEIGHT * WIDTH]
-    model = _ours(oracle, config, flux1)
+    model = _ours(oracle, config)
     out = predict(model, latents, condition, Text(text, pooled), timestep, value)
-    _assert_close(out.image, expected.numpy())
+    _assert_close(out.velocity, expected.numpy())
 
 
 @pytest.mark.parametrize("guidance", [True, False])
@@ -142,9 +142,9 @@ def test_flux2_equals_diffusers(guidance):
             txt_ids=_ids(flux2_model.text_position_ids(7)),
             guidance=None if value is None else torch.from_numpy(value),
         ).sample[:, : HEIGHT * WIDTH]
-    model = _ours(oracle, config, flux2)
+    model = _ours(oracle, config)
     out = predict(model, latents, condition, Text(text), timestep, value)
-    _assert_close(out.image, expected.numpy())
+    _assert_close(out.velocity, expected.numpy())
 
 
 def test_reference_cache_equals_diffusers():
@@ -179,11 +179,11 @@ def test_reference_cache_equals_diffusers():
             kv_cache_mode="cached",
             **common,
         )
-    model = _ours(oracle, config, flux2)
+    model = _ours(oracle, config)
     reference = condition_reference(model, jnp.asarray(condition))
     for time, expected in ((timestep, first), (timestep / 2, second)):
         out = predict(model, latents, condition, Text(text), time, reference=reference)
-        _assert_close(out.image, expected.sample.numpy())
+        _assert_close(out.velocity, expected.sample.numpy())
 
 
 def test_reference_cache_holds_with_the_adapter():
@@ -200,7 +200,7 @@ def test_reference_cache_holds_with_the_adapter():
     reference = condition_reference(model, jnp.asarray(condition))
     given = predict(model, latents, condition, Text(text), timestep, reference=reference)
     computed = predict(model, latents, condition, Text(text), timestep)
-    np.testing.assert_allclose(given.image, computed.image, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(given.velocity, computed.velocity, rtol=1e-5, atol=1e-5)
     other = predict(model, latents, condition[::-1], Text(text), timestep)
     assert np.abs(other.scene - computed.scene).max() > 1e-3  # the adapter sees the condition
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cotir_jax.conversion.name_tables import Source, Table, one, per_layer
-from cotir_jax.conversion.names.single import single_rows
+from cotir_jax.conversion.names.transformer import single_rows
 from cotir_jax.models.presets import CoTIRConfig
 
 _LORA = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "lora_bias": "lora_B.bias"}
