@@ -16,16 +16,15 @@ import math
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
 from cotir_jax import files
 from cotir_jax.bench.composites import SINGLES
+from cotir_jax.checkpoints.loaded_model import LoadedModel
 from cotir_jax.explaining.calibration import Calibration, sigmoid
 from cotir_jax.explaining.read_out import (
     STRENGTHS,
@@ -40,11 +39,7 @@ from cotir_jax.explaining.read_out import (
 from cotir_jax.images import tiling
 from cotir_jax.images.photo import check_pixels, unit_range
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
-from cotir_jax.models.pipeline import CPU_OPTIONS, crops_per_call
-from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.models.transformer import Text, Transformer, predict
-from cotir_jax.parallel.sharding import BATCH_AXES, batch_sharding
-from cotir_jax.text.encoders import TextEncoders, encode_prompts
 
 FILE_NAME = "explain.npz"
 NEUTRAL_PROMPT = "Please restore this degraded photo."
@@ -104,17 +99,6 @@ class Explanation:
         )
 
 
-class Model(Protocol):
-    """What an explainer needs of a restorer."""
-
-    config: CoTIRConfig
-    weights: tuple[Any, Any]
-    graphdefs: tuple[Any, Any]
-    encoders: TextEncoders
-    mesh: Mesh
-    folder: Path | None
-
-
 def pooled_thoughts(
     model: Transformer,
     autoencoder: Autoencoder | PatchAutoencoder,
@@ -170,39 +154,32 @@ def evenly_spread_crops(pixels: np.ndarray, side: int, most: int = MOST_CROPS) -
         np.rint((np.arange(count) + 0.5) / count * length - side / 2).clip(0, length - side)
         for count, length in zip(counts, (height, width), strict=True)
     )
-    pieces = []
-    for top in tops.astype(int):
-        for left in lefts.astype(int):
-            piece = pixels[top : top + side, left : left + side]
-            pieces.append(tiling.mirror(piece, (side, side)))
-    return np.stack(pieces)
+    corners = [(top, left) for top in tops.astype(int) for left in lefts.astype(int)]
+    return np.stack([tiling.crop(pixels, corner, side) for corner in corners])
 
 
 class Explainer:
     """Names a picture's degradations.
 
     Args:
-      model: a `Restorer`.
+      model: a `LoadedModel`, such as a `Restorer`.
       read_out: fitted with the model's text encoder.
       calibration: from a validation split, or None.
     """
 
-    def __init__(self, model: Model, read_out: ReadOut, calibration: Calibration | None = None):
+    def __init__(
+        self, model: LoadedModel, read_out: ReadOut, calibration: Calibration | None = None
+    ):
         self.model, self.read_out, self.calibration = model, read_out, calibration
-        self._parts = math.prod(model.mesh.shape[axis] for axis in BATCH_AXES)
-        graphdefs = model.graphdefs
 
         def run(weights, pictures, text, pooling):
-            transformer, autoencoder = map(nnx.merge, graphdefs, weights)
             key = jax.random.key(0)
-            return pooled_thoughts(transformer, autoencoder, pictures, text, key, pooling)
+            return pooled_thoughts(*model.merge(weights), pictures, text, key, pooling)
 
-        platform = model.mesh.devices.flat[0].platform
-        self._crops_per_call = crops_per_call(platform)
-        self._program = jax.jit(run, compiler_options=CPU_OPTIONS if platform == "cpu" else None)
+        self._program = model.compile(run)
 
     @classmethod
-    def load(cls, model: Model) -> Explainer:
+    def load(cls, model: LoadedModel) -> Explainer:
         """With the model folder's `explain.npz`; without one, the read-out is fitted now.
 
         That embeds some 4000 sentences: minutes with a large text encoder. The read-out is then
@@ -252,7 +229,7 @@ class Explainer:
         tile = self.model.config.tile
         crops = evenly_spread_crops(pixels, tile or WHOLE_SIDE, MOST_CROPS if tile else 1)
         unit = unit_range(crops)
-        size = -(-(self._crops_per_call if tile else 1) // self._parts) * self._parts
+        size = self.model.crops_per_call if tile else self.model.parts
         found = [
             self._run(unit[start : start + size], prompt, size)
             for start in range(0, len(unit), size)
@@ -300,13 +277,9 @@ class Explainer:
 
     def _run(self, crops: np.ndarray, prompt: str, size: int) -> np.ndarray:
         filled = np.pad(crops, ((0, size - len(crops)), (0, 0), (0, 0), (0, 0)))
-        one = encode_prompts(self.model.encoders, [prompt])
-        text = jax.tree.map(lambda x: np.repeat(x, size, axis=0), one)
-        split = batch_sharding(self.model.mesh)
-        with jax.set_mesh(self.model.mesh):
-            inputs = jax.device_put((filled, text), split)
-            out = self._program(self.model.weights, *inputs, self.read_out.pooling)
-            return np.asarray(out)[: len(crops)]
+        batch = filled, self.model.embed(prompt, size)
+        found = self.model.call(self._program, batch, self.read_out.pooling)
+        return np.asarray(found)[: len(crops)]
 
 
 def save_file(path: Path, read_out: ReadOut, calibration: Calibration | None) -> None:

@@ -125,7 +125,7 @@ def restore_in_tiles(
         following = None
         if len(part):
             full = np.concatenate([part, np.repeat(part[-1:], batch - len(part), axis=0)])
-            following = part, run(np.stack([_crop(pixels, c, tile) for c in full]), full)
+            following = part, run(np.stack([crop(pixels, c, tile) for c in full]), full)
         if waiting is not None:
             for corner, restored in zip(waiting[0], np.asarray(waiting[1]), strict=False):
                 blend.add(restored, corner)
@@ -173,8 +173,8 @@ class _Blend:
         self._top = until
 
 
-def _crop(pixels: np.ndarray, corner: np.ndarray, tile: int) -> np.ndarray:
-    """A tile; beyond the edges the picture is mirrored, without a copy of the whole."""
+def crop(pixels: np.ndarray, corner: Sequence[int], tile: int) -> np.ndarray:
+    """A square of side `tile`; beyond the edges the picture is mirrored, without being copied."""
     spans = [
         slice(begin, begin + tile)
         if begin + tile <= side

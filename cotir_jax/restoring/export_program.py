@@ -1,15 +1,16 @@
-"""The whole restore program as one file that runs with jax and flatbuffers alone (`jax.export`).
+"""The restore program as one file that runs with only jax and flatbuffers (`jax.export`).
 
     import jax, numpy as np
     restore = jax.export.deserialize(bytearray(open("restore.jax", "rb").read()))
     restored = restore.call(picture, 0)       # uint8 [height, width, 3], seed
 
-jax promises that a file runs for at least six months of later versions, and with those three weeks
-older (docs.jax.dev, "Exporting and serializing").
+jax promises that versions up to six months later, and up to three weeks older, run a file
+(docs.jax.dev, "Exporting and serializing").
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 from cotir_jax import files
 from cotir_jax.images import tiling
 from cotir_jax.models import pipeline
+from cotir_jax.models.tiles import overlap_add
 from cotir_jax.restoring.restorer import DEFAULT_PROMPT, Restorer
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -38,9 +40,9 @@ def export_program(
     num_steps: int | None = None,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
 ) -> int:
-    """Writes a program that restores pictures of one size: weights, prompt and steps are in it.
+    """Writes a program that restores pictures of one size; weights, prompt and steps are in it.
 
-    It takes a picture, uint8 `[height, width, 3]`, and an int32 seed, and gives the restored
+    It takes a picture, uint8 `[height, width, 3]`, and an int32 seed, and returns the restored
     picture.
 
     Args:
@@ -68,10 +70,10 @@ def export_program(
             f"{restorer.config.name} has {held / 1e9:.1f} GB of weights, and the file's format "
             "holds 2 GB; restore with the model folder"
         )
-    function = jax.jit(whole_picture_function(restorer, size, prompt, num_steps))
+    function = jax.jit(picture_function(restorer, size, prompt, num_steps))
     picture = jax.ShapeDtypeStruct((*size, 3), jnp.uint8)
     seed = jax.ShapeDtypeStruct((), jnp.int32)
-    # The weights are constants: they must not lie on a mesh that the other machine lacks.
+    # The weights become constants: they must not refer to a mesh that the other machine lacks.
     exported = jax.export.export(function, platforms=tuple(platforms))(picture, seed)
     data = exported.serialize()
     path = Path(path)
@@ -80,10 +82,10 @@ def export_program(
     return len(data)
 
 
-def whole_picture_function(
+def picture_function(
     restorer: Restorer, size: tuple[int, int], prompt: str, num_steps: int | None
 ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-    """What `Restorer.pixels` does with pictures of one size, cutting and blending included.
+    """What `Restorer.restore_array` does with pictures of one size, on the device.
 
     Returns:
       A pure function of a picture, uint8 `[height, width, 3]`, and a seed.
@@ -91,55 +93,27 @@ def whole_picture_function(
     weights = jax.tree.map(np.asarray, restorer.weights)
     steps = num_steps or restorer.config.num_steps
     patch, side = restorer.config.patch, restorer.crop_side(size)
-    tops, lefts = (tiling.starts(length, side, patch) if side else [0] for length in size)
-    corners = np.array([(top, left) for top in tops for left in lefts], np.int32)
-    # Full calls alone, so that the program has one copy of the model.
-    calls = -(-len(corners) // _MOST_CROPS)
-    crops = -(-len(corners) // calls)
-    text, empty = restorer.texts(prompt, crops)
+    starts = [tiling.starts(length, side, patch) if side else [0] for length in size]
+    # Full calls only, so that the program has one copy of the model.
+    count = math.prod(map(len, starts))
+    per_call = -(-count // -(-count // _MOST_CROPS))
+    text, empty = restorer.embed_prompts(prompt, per_call)
 
-    def restore(pictures: jax.Array, corners: jax.Array | None, seed: jax.Array) -> jax.Array:
-        key = jax.random.key(seed)
-        return restorer.jitted(weights, pictures, text, empty, corners, key, num_steps=steps)
+    def restore(picture: jax.Array, seed: jax.Array) -> jax.Array:
+        def run(pictures: jax.Array, corners: jax.Array | None) -> jax.Array:
+            key = jax.random.key(seed)
+            return restorer.jitted(weights, pictures, text, empty, corners, key, num_steps=steps)
 
-    def whole(picture: jax.Array, seed: jax.Array) -> jax.Array:
+        ends = [begins[-1] + side for begins in starts] if side else tiling.bucket(size, patch)
+        grow = [(0, end - length) for end, length in zip(ends, size, strict=True)]
+        mirrored = jnp.pad(pipeline.to_unit_range(picture), [*grow, (0, 0)], mode="symmetric")[None]
         if side:
-            restored = _in_crops(pipeline.to_unit_range(picture), restore, seed)
+            windows = tuple(tiling.blend_weights(begins, side) for begins in starts)
+            restored = overlap_add(
+                run, mirrored, tuple(starts), windows, channels=3, per_call=per_call
+            )
         else:
-            bucket = tiling.bucket(size, patch)
-            restored = restore(
-                _mirrored(pipeline.to_unit_range(picture), bucket)[None], None, seed
-            )[0]
-        return pipeline.to_uint8(restored[: size[0], : size[1]])
+            restored = run(mirrored, None)
+        return pipeline.to_uint8(restored[0, : size[0], : size[1]])
 
-    def _in_crops(picture: jax.Array, restore: Callable, seed: jax.Array) -> jax.Array:
-        padded = _mirrored(picture, (tops[-1] + side, lefts[-1] + side))
-
-        def crop(corner: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_slice(padded, (corner[0], corner[1], 0), (side, side, 3))
-
-        def of_batch(some: jax.Array) -> jax.Array:
-            return restore(jax.vmap(crop)(some), some, seed)
-
-        filling = np.repeat(corners[-1:], calls * crops - len(corners), axis=0)
-        filled = np.concatenate([corners, filling]).reshape(calls, crops, 2)
-        restored = jax.lax.map(of_batch, jnp.asarray(filled))
-        restored = restored.reshape(-1, side, side, 3)[: len(corners)]
-        rows, columns = (tiling.blend_weights(begins, side) for begins in (tops, lefts))
-        windows = rows[:, None, :, None] * columns[None, :, None, :]
-
-        def add(total: jax.Array, part: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
-            one, window, corner = part
-            start = (corner[0], corner[1], 0)
-            before = jax.lax.dynamic_slice(total, start, one.shape)
-            return jax.lax.dynamic_update_slice(total, before + one * window, start), None
-
-        parts = restored, jnp.asarray(windows.reshape(-1, side, side, 1)), jnp.asarray(corners)
-        return jax.lax.scan(add, jnp.zeros_like(padded), parts)[0]
-
-    return whole
-
-
-def _mirrored(picture: jax.Array, size: tuple[int, int]) -> jax.Array:
-    grow = [(0, to - side) for side, to in zip(picture.shape[:2], size, strict=True)]
-    return jnp.pad(picture, [*grow, (0, 0)], mode="symmetric")
+    return restore

@@ -1,4 +1,4 @@
-"""Restoring a picture or a folder of them: reading and writing beside the devices' work."""
+"""Restoring a picture or a folder of them, while other pictures are read and written."""
 
 from __future__ import annotations
 
@@ -14,25 +14,29 @@ import numpy as np
 from cotir_jax import files
 from cotir_jax.images.photo import SUFFIXES, Photo, photo_size, read_photo
 from cotir_jax.images.pictures import save_picture, side_by_side
-from cotir_jax.restoring.restorer import DEFAULT_PROMPT
+from cotir_jax.restoring.restorer import Group, Progress, RestoreOptions
 from cotir_jax.restoring.result import Restored
 
 REPORT = "report.json"
-# Read besides those that can be written.
+# Formats that are read; some of them cannot be written.
 _READ = (*SUFFIXES, ".bmp", ".ppm", ".pgm", ".gif")
-# Not read: photographs all the same, which the report must not pass over.
+# Not read, but photographs: the report must name them as failed.
 _REFUSED = (".heic", ".heif")
 
 
 class Batches(Protocol):
-    """What a folder is restored with: `restore.Restorer`, or a baseline."""
+    """What a folder is restored with: a `Restorer`, or a baseline."""
 
-    def plan(
+    def plan_groups(
         self, sizes: Sequence[tuple[int, int]], tile: int | None = None
-    ) -> list[tuple[list[int], Any]]: ...
+    ) -> list[Group]: ...
 
-    def group(
-        self, photos: Sequence[Photo], bucket: Any, prompt: str, **options: Any
+    def restore_group(
+        self,
+        photos: Sequence[Photo],
+        bucket: tuple[int, int] | None,
+        options: RestoreOptions,
+        progress: Progress | None = None,
     ) -> list[Restored]: ...
 
 
@@ -47,30 +51,30 @@ def restore_path(
     restorer: Batches,
     source: Path,
     out: Path,
-    prompt: str = DEFAULT_PROMPT,
+    options: RestoreOptions = RestoreOptions(),  # noqa: B008 (immutable)
     *,
     suffix: str = ".png",
     quality: int = 95,
     compare: bool = False,
     skip_existing: bool = False,
-    tile: int | None = None,
-    **options: Any,
+    progress: Progress | None = None,
 ) -> Iterator[str]:
     """Restores a picture, or a folder and all folders in it.
 
-    While a batch is on the devices the next is read and the last is written. A folder is gone
-    through to the end whatever single pictures do; `report.json` in `out` says what became of each.
+    While the devices restore a batch, the next one is read and the last one is written. A picture
+    that fails does not end a folder; `report.json` in `out` says what became of each.
 
     Args:
-      restorer: a `Restorer`, or what has its `plan` and `group`.
+      restorer: a `Restorer`, or what has its `plan_groups` and `restore_group`.
       source: picture file or folder.
       out: a file name for a single picture, or a folder; it is made where needed.
+      options: prompt, number of steps and so on.
       suffix: of the files written, as ".png", or "same" for the source's where it can be written.
       quality: see `photo.write_photo`.
       compare: write degraded and restored side by side instead of the restored picture.
-      skip_existing: leave pictures alone whose results are there, whatever they were made with.
-      tile: see `Restorer`.
-      options: further ones for `Restorer.group`: num_steps, seed, explain, match_colour, progress.
+      skip_existing: skip pictures whose results exist, whatever those were made with.
+      progress: called with how many of how many calls of the program are done, for the current
+        picture.
 
     Yields:
       A line per picture.
@@ -93,7 +97,7 @@ def restore_path(
         if there:
             yield f"skipped {len(there)} pictures that are in {out} already"
     save = {"quality": quality, "compare": compare}
-    for job, text, error in _restore_all(restorer, jobs, prompt, save, tile=tile, **options):
+    for job, text, error in _restore_all(restorer, jobs, options, save, progress):
         if error is None:
             outcome["restored"][str(job.source)] = str(job.target)
             yield text
@@ -140,7 +144,7 @@ def _single_job(source: Path, out: Path, suffix: str) -> Job:
 
 def _folder_jobs(source: Path, out: Path, suffix: str) -> list[Job]:
     inside, results = source.resolve(), out.resolve()
-    # Results of an earlier run may lie in the folder itself.
+    # Results of an earlier run may be inside the folder itself.
     paths = [path for path in list_folder(source) if results not in path.resolve().parents]
     if inside == results:
         raise ValueError(f"{out}: is the folder of the degraded pictures; name another one")
@@ -148,12 +152,12 @@ def _folder_jobs(source: Path, out: Path, suffix: str) -> list[Job]:
     twice = Counter(targets)
     return [
         # a.jpg and a.png are both kept: a.jpg.png and a.png.png.
-        Job(path, out / (target if twice[target] == 1 else _beside(path, target, source)))
+        Job(path, out / (target if twice[target] == 1 else _longer_name(path, target, source)))
         for path, target in zip(paths, targets, strict=True)
     ]
 
 
-def _beside(path: Path, target: Path, source: Path) -> Path:
+def _longer_name(path: Path, target: Path, source: Path) -> Path:
     return path.relative_to(source).with_name(path.name + target.suffix)
 
 
@@ -166,11 +170,9 @@ def _suffix(path: Path, suffix: str) -> str:
 def _restore_all(
     restorer: Batches,
     jobs: Sequence[Job],
-    prompt: str,
+    options: RestoreOptions,
     save: Mapping[str, Any],
-    *,
-    tile: int | None,
-    **options: Any,
+    progress: Progress | None,
 ) -> Iterator[tuple[Job, str, ValueError | None]]:
     """Each job with a line of text, and the error where it failed."""
     readable, sizes = [], []
@@ -180,7 +182,7 @@ def _restore_all(
             readable.append(job)
         except ValueError as error:
             yield job, str(error), error
-    plan = restorer.plan(sizes, tile)
+    plan = restorer.plan_groups(sizes, options.tile)
     groups = [[readable[index] for index in indices] for indices, _ in plan]
     buckets = [bucket for _, bucket in plan]
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
@@ -199,7 +201,7 @@ def _restore_all(
             if not read:
                 continue
             try:
-                results = restorer.group(photos, buckets[position], prompt, tile=tile, **options)
+                results = restorer.restore_group(photos, buckets[position], options, progress)
             except ValueError as error:
                 yield from ((job, f"{job.source}: {error}", error) for job in read)
                 continue

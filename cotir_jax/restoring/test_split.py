@@ -14,38 +14,36 @@ from cotir_jax import files
 from cotir_jax.bench.listing import find_lq, read_listing
 from cotir_jax.images.pictures import load_picture, save_picture
 
-# Called with a picture (uint8 [height, width, 3]), a prompt and options; gives a picture like it.
-Restore = Callable[..., np.ndarray]
+# Called with a picture, uint8 [height, width, 3], and a prompt; returns a picture of that size.
+Restore = Callable[[np.ndarray, str], np.ndarray]
 
 
 def restore_listing(
-    restorer: Restore,
+    restore: Restore,
     listing: Path,
     out: Path,
     prompts: str | None,
     *,
     part: tuple[int, int] = (0, 1),
     settings: Mapping[str, Any] | None = None,
-    **options: Any,
 ) -> Iterator[str]:
     """Restores every picture of a test split's listing, under its own name with suffix `.png`.
 
     Args:
-      restorer: a `Restorer`, or a function that is called like one.
+      restore: restores one picture.
       listing: the split's `test.jsonl`.
       out: folder of the results.
-      prompts: "vague" or "precise"; None for a restorer that reads no prompt.
+      prompts: "vague" or "precise"; with None, every prompt is empty.
       part: which of how many parts of the split: processes share it.
-      settings: what the results depend on. With it, pictures that are there already are skipped,
-        provided they were made with the same; the folder keeps it in `settings.json`.
-      options: for the restorer, as `num_steps`, `key` and `tile`.
+      settings: what the results depend on, kept in the folder as `settings.json`. If given,
+        pictures that exist already are skipped, provided they were made with the same settings.
 
     Yields:
       A line per picture restored.
 
     Raises:
       ValueError: for a missing or damaged listing, a listed picture that is missing, a line without
-        the prompt, results of other settings; after the last picture when some were unreadable.
+        the prompt, results of other settings; after the last picture when some could not be read.
     """
     if prompts not in (None, "vague", "precise"):
         raise ValueError(f"prompts={prompts!r}: accepted are vague and precise")
@@ -54,7 +52,7 @@ def restore_listing(
     for picture in pictures:
         if prompts and prompts not in picture.prompts:
             raise ValueError(
-                f"{listing} line {picture.line}: has no {prompts} prompt; mend the listing"
+                f"{listing} line {picture.line}: has no {prompts} prompt; add it to the listing"
             )
     stems = Counter(path.stem for path in paths)
     if twice := [stem for stem, count in stems.items() if count > 1]:
@@ -73,14 +71,14 @@ def restore_listing(
             yield f"skipped {error}"
             continue
         prompt = picture.prompts[prompts] if prompts else ""
-        save_picture(restorer(degraded, prompt, **options), target)
+        save_picture(restore(degraded, prompt), target)
         yield f"{picture.id} {picture.deg_type}"
     if failed:
         raise ValueError(f"{len(failed)} of {len(paths)} pictures could not be read: {failed[:5]}")
 
 
 def _check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Results in `out` were made with these settings, or there are none yet."""
+    """Raises ValueError if `out` has results of other settings; else writes `settings.json`."""
     path = out / "settings.json"
     try:
         before = json.loads(path.read_text()) if path.exists() else None

@@ -61,7 +61,7 @@ def main() -> None:
         path = sample["lq_path"]
         lq = load_picture(listing.parent / path)
         hq = load_picture(listing.parent / path.replace("lq/", "hq/"))
-        restored = restorer.pixels(lq, sample["spe_prompt"])
+        restored = restorer(lq, sample["spe_prompt"]).image
         kept = with_luma(restored, lq)
         tried = lq, restored, rounded(kept), rounded_to_luma(kept)
         row = [full_reference.ssim(picture, hq) for picture in tried]

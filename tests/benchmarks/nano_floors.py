@@ -18,7 +18,6 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from scipy import ndimage
 
 from cotir_jax.bench.composites import SEEN, SINGLES, folder_name, parts_of
@@ -46,7 +45,7 @@ def best_floors(restorer: Restorer, plan: Plan, name: str, samples: int) -> tupl
     pictures = []
     for sample in made:
         clean, degraded = load_picture(sample.hq), load_picture(sample.lq)
-        restored = restorer.pixels(degraded, sample.meta["cot"]["questions"][1])
+        restored = restorer(degraded, sample.meta["cot"]["questions"][1]).image
         change = restored.astype(np.float64) - degraded
         luma = (change @ np.array(LUMA))[..., None]
         pictures.append((clean, degraded, luma, change - luma))
@@ -147,7 +146,7 @@ def main() -> None:
 
     layer["kernel"][...] = jnp.asarray(weights, jnp.float32)
     layer["bias"][...] = jnp.asarray(biases, jnp.float32)
-    model = nnx.merge(restorer.graphdefs[0], restorer.weights[0])
+    model, _ = restorer.merge(restorer.weights)
     notes = json.loads((restorer.folder / "model.json").read_text())["notes"]
     model_folder.save_model(flags.out, model, notes)
     print(json.dumps({"floors": floors, "prompts": len(rows), "held_out_error": round(error, 3)}))

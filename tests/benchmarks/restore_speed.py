@@ -32,7 +32,7 @@ def measure_time(ways: dict[str, tuple[Restorer, int]], side: int = 512) -> dict
     for turn in range(6):
         for name, (restorer, steps) in ways.items():
             start = time.perf_counter()
-            restorer.pixels(picture, num_steps=steps)
+            restorer(picture, num_steps=steps)
             if turn:  # the first compiles
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
@@ -62,7 +62,12 @@ def main() -> None:
         for name, (one, steps) in ways.items():
             results[name] = Path(folder) / name
             for _ in restore_listing(
-                one.pixels, listing, results[name], "precise", num_steps=steps
+                lambda picture, prompt, one=one, steps=steps: (
+                    one(picture, prompt, num_steps=steps).image
+                ),
+                listing,
+                results[name],
+                "precise",
             ):
                 pass
         scored = scores.score(

@@ -11,7 +11,6 @@ import dataclasses
 import sys
 
 import numpy as np
-from flax import nnx
 
 from cotir_jax.images import tiling
 from cotir_jax.models import nano_head
@@ -43,17 +42,16 @@ def main() -> None:
     meets[cell - 1 :: cell] = True
     print("| sky | window borders | elsewhere | cell borders | within cells |\n|" + 5 * "---|")
     for name, sky in skies().items():
-        restored = restorer.pixels(sky).astype(np.float64).mean(axis=2)
+        restored = restorer(sky).image.astype(np.float64).mean(axis=2)
         step = np.abs(np.diff(restored, axis=1)).mean(axis=0)
         figures = (step[near], step[~near], step[meets], step[~meets])
         print(f"| {name} | " + " | ".join(f"{figure.mean():.2f}" for figure in figures) + " |")
     dark = skies()["dark"][:384, :384]
-    model, autoencoder = map(nnx.merge, restorer.graphdefs, restorer.weights)
+    model, autoencoder = restorer.merge(restorer.weights)
     model.config = dataclasses.replace(restorer.config, tile=384)
     wide = Restorer(model, autoencoder, restorer.encoders, restorer.mesh)
     print(
-        "384 pixels at once: "
-        f"{full_reference.psnr(wide.pixels(dark), restorer.pixels(dark)):.1f} dB"
+        f"384 pixels at once: {full_reference.psnr(wide(dark).image, restorer(dark).image):.1f} dB"
     )
 
 

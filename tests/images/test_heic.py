@@ -9,7 +9,7 @@ from PIL import Image
 
 from cotir_jax.images.photo import photo_size, read_photo
 from cotir_jax.restoring.folder import REPORT, restore_path
-from cotir_jax.restoring.restorer import Restorer
+from cotir_jax.restoring.restorer import RestoreOptions, Restorer
 
 FORMATS = "JPEG, PNG, WebP, TIFF, AVIF, GIF, BMP, PPM"
 # 48 x 64 pixels of one grey.
@@ -46,7 +46,8 @@ def test_folder_names_the_heic_that_it_leaves_out(one_device, tmp_path):
     Image.fromarray(np.full((30, 40, 3), 90, np.uint8)).save(source / "a.png")
     (source / "b.HEIC").write_bytes(WHOLE)
     with pytest.raises(ValueError, match=r"1 of 2 pictures.*b\.HEIC"):
-        list(restore_path(Restorer.load("nano", one_device), source, out, num_steps=1))
+        options = RestoreOptions(num_steps=1)
+        list(restore_path(Restorer.load("nano", one_device), source, out, options))
     report = json.loads((out / REPORT).read_text())
     assert "it is HEIC" in report["failed"][str(source / "b.HEIC")]
     assert list(report["restored"]) == [str(source / "a.png")]

@@ -85,7 +85,7 @@ def test_asked_for_by_the_setting_of_jax():
 
 def test_restores_the_same_picture(one_device):
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    plain = Restorer.load("nano", one_device).pixels(picture).astype(float)
+    plain = Restorer.load("nano", one_device)(picture).image.astype(float)
     with jax.default_matmul_precision("bfloat16"):
-        half = Restorer.load("nano", one_device).pixels(picture).astype(float)
+        half = Restorer.load("nano", one_device)(picture).image.astype(float)
     assert 45 < 10 * np.log10(255**2 / max(((plain - half) ** 2).mean(), 1e-9)) < 90

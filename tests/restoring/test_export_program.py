@@ -61,7 +61,7 @@ def test_a_program_runs_without_this_package(restorer, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["nano.jax"]
     assert written == (tmp_path / "nano.jax").stat().st_size
     elsewhere = run_elsewhere(tmp_path / "nano.jax", picture, tmp_path)
-    here = restorer.pixels(picture, prompt, num_steps=2, seed=3)
+    here = restorer(picture, prompt, num_steps=2, seed=3).image
     assert elsewhere.dtype == np.uint8 and elsewhere.shape == picture.shape
     assert np.abs(elsewhere.astype(int) - here).max() <= 1
     assert np.abs(here.astype(int) - picture).mean() > 10
@@ -73,8 +73,8 @@ def test_a_model_that_takes_pictures_whole(tmp_path):
     export_program.export_program(small, tmp_path / "a.jax", (40, 56), platforms=("cpu",))
     exported = jax.export.deserialize(bytearray((tmp_path / "a.jax").read_bytes()))
     found = np.asarray(exported.call(picture, 3)).astype(int)
-    assert np.abs(found - small.pixels(picture, seed=3)).max() <= 1
-    assert np.abs(found - small.pixels(picture, seed=4)).max() > 1
+    assert np.abs(found - small(picture, seed=3).image).max() <= 1
+    assert np.abs(found - small(picture, seed=4).image).max() > 1
 
 
 def test_the_command_and_its_errors(restorer, tmp_path, capsys):
@@ -82,7 +82,7 @@ def test_the_command_and_its_errors(restorer, tmp_path, capsys):
     cli.main([*command, "--platforms=cpu"])
     picture = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
     elsewhere = run_elsewhere(tmp_path / "a.jax", picture, tmp_path)
-    assert np.abs(elsewhere.astype(int) - restorer.pixels(picture, seed=3)).max() <= 1
+    assert np.abs(elsewhere.astype(int) - restorer(picture, seed=3).image).max() <= 1
     for wrong, expected in (("--platforms=gameboy", "gameboy"), ("--size=48", "48")):
         with pytest.raises(SystemExit):
             cli.main([*command, wrong])

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
@@ -49,14 +48,14 @@ def test_the_shipped_model_brightens_a_dark_photo(restorer, dark):
 def test_any_size_keeps_its_size_and_type(restorer, shape, dtype):
     high = np.iinfo(dtype).max
     picture = np.random.default_rng(0).integers(0, high + 1, (*shape, 3), dtype)
-    result = restorer.pixels(picture)
+    result = restorer(picture).image
     assert result.shape == picture.shape and result.dtype == dtype
 
 
 def test_sixteen_bits_restore_as_eight_do(restorer, dark):
     degraded = dark[1][:100, :140]
-    fine = restorer.pixels(degraded.astype(np.uint16) * 257)
-    assert np.abs(fine / 257 - restorer.pixels(degraded)).max() <= 0.5 + 1e-3
+    fine = restorer(degraded.astype(np.uint16) * 257).image
+    assert np.abs(fine / 257 - restorer(degraded).image).max() <= 0.5 + 1e-3
     assert len(np.unique(fine)) > 256  # not eight bits stretched
 
 
@@ -65,7 +64,7 @@ def test_a_tile_bounds_memory_and_does_not_show(restorer):
     degraded, calls, found = data.astronaut()[:200] // 3, [], []
     for tile in (None, 0, 320):
         progress = lambda done, total: calls.append(total)  # noqa: E731
-        found.append(restorer.pixels(degraded, tile=tile, progress=progress).astype(int))
+        found.append(restorer(degraded, tile=tile, progress=progress).image.astype(int))
     assert calls == [3, 3, 3, 1, 1]
     for other in found[1:]:
         assert np.abs(found[0] - other).max() <= 1
@@ -78,10 +77,9 @@ def test_crops_that_overlap_start_from_the_same_noise(restorer, monkeypatch):
     )
     patch = restorer.config.patch
     corners = np.array([[0, 0], [0, 3 * patch], [5 * patch, 0]], np.int32)
-    pictures, texts = np.zeros((3, 64, 64, 3), np.float32), restorer._text("", 3)
-    model = nnx.merge(restorer.graphdefs[0], restorer.weights[0])
-    autoencoder = nnx.merge(restorer.graphdefs[1], restorer.weights[1])
-    pipeline.restore_range(model, autoencoder, pictures, texts, jax.random.key(0), 1, None, corners)
+    pictures, texts = np.zeros((3, 64, 64, 3), np.float32), restorer.embed("", 3)
+    model, key = restorer.merge(restorer.weights), jax.random.key(0)
+    pipeline.restore_range(*model, pictures, texts, key, 1, None, corners)
     first, right, down = started[0]
     np.testing.assert_array_equal(first[:, 3:], right[:, :-3])
     np.testing.assert_array_equal(first[5:], down[:-5])
@@ -91,7 +89,7 @@ def test_crops_that_overlap_start_from_the_same_noise(restorer, monkeypatch):
 def test_what_a_call_takes_and_gives(restorer, dark, tmp_path):
     degraded = dark[1][:64, :80]
     save_picture(degraded, tmp_path / "dark.png")
-    expected = restorer.pixels(degraded, seed=3)
+    expected = restorer(degraded, seed=3).image
     for picture in (
         tmp_path / "dark.png",
         str(tmp_path / "dark.png"),
@@ -116,7 +114,7 @@ def test_what_a_call_takes_and_gives(restorer, dark, tmp_path):
 def test_the_program_composes_with_other_jax_code(restorer, dark):
     """Its gradient to the picture agrees with a finite difference."""
     picture = photo.unit_range(dark[1][None, :64, :64])
-    texts, key = restorer._text("", 1), jax.random.key(0)
+    texts, key = restorer.embed("", 1), jax.random.key(0)
 
     @jax.jit
     def brightness(offset):

@@ -89,7 +89,7 @@ def test_existing_results_are_kept(split, tmp_path, capsys):
 
 
 def test_results_of_other_settings_are_not_mixed(split, tmp_path):
-    def restorer(picture, _prompt, **_options):
+    def restorer(picture, _prompt):
         return picture
 
     listing, out = split / "test.jsonl", tmp_path / "out"
@@ -105,14 +105,14 @@ def test_results_of_other_settings_are_not_mixed(split, tmp_path):
 def test_prompts_reach_the_restorer(split, tmp_path):
     seen = []
 
-    def restorer(picture, prompt, tile):
-        seen.append((prompt, tile))
+    def restorer(picture, prompt):
+        seen.append(prompt)
         return picture
 
     for prompts in ("vague", "precise"):
-        list(restore_listing(restorer, split / "test.jsonl", tmp_path / prompts, prompts, tile=7))
-    assert seen == [("improve this photo", 7)] * 3 + [("brighten this dark photo", 7)] * 3
-    list(restore_listing(restorer, split / "test.jsonl", tmp_path, "vague", part=(1, 2), tile=0))
+        list(restore_listing(restorer, split / "test.jsonl", tmp_path / prompts, prompts))
+    assert seen == ["improve this photo"] * 3 + ["brighten this dark photo"] * 3
+    list(restore_listing(restorer, split / "test.jsonl", tmp_path, "vague", part=(1, 2)))
     assert len(seen) == 7
 
 
