@@ -13,7 +13,7 @@ from cotir_jax.bench.degradations.glass import (
     ReflectionParams,
     pane,
     raindrop,
-    reflection,
+    specular_reflection,
 )
 
 
@@ -87,11 +87,11 @@ def test_window_shows_the_second_photo_or_the_picture_mirrored():
     params = ReflectionParams("window", share=0.4, blur=0.5, ghost=0.0)
     second = np.zeros((50, 70, 3), np.uint8)
     second[..., 0] = 255
-    red = reflection(_flat(0.2), replace(params, second=second), _rng())
+    red = specular_reflection(_flat(0.2), replace(params, second=second), _rng())
     assert red[..., 0].min() > 0.6 and np.ptp(red[..., 1]) < 1e-3
     halves = _flat(0.0)
     halves[:, :48] = 1
-    own = reflection(halves, params, _rng())[:, 60:, 0]
+    own = specular_reflection(halves, params, _rng())[:, 60:, 0]
     assert own.max() > 0.5  # the bright left half shows on the right
 
 
@@ -99,13 +99,13 @@ def test_highlights_only_add_nearly_white_light_where_the_picture_is_bright():
     params = ReflectionParams("highlights", count=20, radius=4, gain=0.8)
     picture = _flat(0.2, 128, 128)
     picture[:, 64:] = 0.5
-    added = reflection(picture, params, _rng(1)) ** 2.2 - picture**2.2
+    added = specular_reflection(picture, params, _rng(1)) ** 2.2 - picture**2.2
     assert added.min() > -1e-5 and added.max() > 0.5
     assert added[:, 70:].sum() > 5 * added[:, :58].sum()
     colour = added[added[..., 1] > 0.1]
     unclipped = colour[colour.max(axis=1) < 0.7]
     assert np.abs(unclipped / unclipped[:, 1:2] - 1).max() < 0.1
-    none = reflection(picture, replace(params, gain=0.0), _rng(1))
+    none = specular_reflection(picture, replace(params, gain=0.0), _rng(1))
     np.testing.assert_allclose(none, picture, atol=1e-6)
 
 
