@@ -1,4 +1,11 @@
-"""Training from a config: `python -m cotir_jax.main --config=configs/nano.py --workdir=W`."""
+"""Training from a config.
+
+    python -m cotir_jax.main --config=nano --workdir=/tmp/nano
+    python -m cotir_jax.main --config=tpu_v5e:klein-4b --mode=compile --topology=v5e:4x4
+
+The part of --config after a colon picks the model. Any field of a config (`configs/default.py`
+explains them) can be set: --config.train.steps=10.
+"""
 
 from __future__ import annotations
 
@@ -7,33 +14,19 @@ import logging
 import os
 import re
 import sys
-import time
 from pathlib import Path
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
-from tqdm import tqdm
 
 from cotir_jax import files
-from cotir_jax.bench.build import build_bench
-from cotir_jax.bench.composites import folder_name
-from cotir_jax.bench.plan import make_plan
-from cotir_jax.compiling import report
-from cotir_jax.data.fresh_samples import FreshSamples
-from cotir_jax.data.mixing import shares_of
-from cotir_jax.images.pictures import contact_sheet, load_picture, save_picture
-from cotir_jax.parallel import processes
-from cotir_jax.parallel.sharding import make_mesh
-from cotir_jax.restoring.restorer import Restorer
-from cotir_jax.restoring.test_split import restore_listing
-from cotir_jax.scoring import summary
-from cotir_jax.training.config import Run, check_workdir
-from cotir_jax.training.hooks import Interrupted
-from cotir_jax.training.loop import train
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/nano.py.")
+# jax is imported when flags and config are known to be right: their errors are quick.
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Name of a packaged config (nano, tpu_v5e:klein-4b), or path of a config file."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, events, results.")
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0.")
 _NUM_PROCESSES = flags.DEFINE_string("num_processes", None, "Processes of the job.")
@@ -58,134 +51,110 @@ flags.register_multi_flags_validator(
     "training needs --workdir, --mode=compile needs --topology",
 )
 
+_CONFIGS = Path(__file__).parent / "configs"
+
 
 def main(argv: list[str]) -> None:
+    """Trains or compiles; the last line printed is JSON."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}")
+        sys.exit(f"error: unexpected arguments {argv[1:]}; flags are written --name=value")
     logging.getLogger("cotir_jax").setLevel(logging.INFO)
     absl_logging.set_verbosity(absl_logging.WARNING)  # the libraries' own messages
+    import jax
+
     if _OPTIMIZATION_LEVEL.value:
         jax.config.update("jax_optimization_level", _OPTIMIZATION_LEVEL.value)
     if _MODE.value == "compile":
-        with files.errors_on_one_line(_DEBUG.value):
-            result = report.report(_CONFIG.value, _TOPOLOGY.value, _NUM_SLICES.value, _STAGE.value)
-        print(json.dumps(result))
-        sys.exit(0 if result["fits"] else 1)
+        _compile()
+    else:
+        _train()
+
+
+def _compile() -> None:
+    """Prints the report of a TPU topology; exits with 1 where the step does not fit."""
+    from cotir_jax.compiling import report
+
+    with files.errors_on_one_line(_DEBUG.value):
+        result = report.report(_CONFIG.value, _TOPOLOGY.value, _NUM_SLICES.value, _STAGE.value)
+    print(json.dumps(result))
+    sys.exit(0 if result["fits"] else 1)
+
+
+def _train() -> None:
+    """Runs the job; the first process prints its result."""
+    from cotir_jax.commands.train import run_job
+    from cotir_jax.parallel import processes
+
     with processes.leaving_together(), files.errors_on_one_line(_DEBUG.value):
         processes.initialize(
             processes.find_place(
                 _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value, os.environ
             )
         )
-        workdir = Path(_WORKDIR.value)
-        start = time.monotonic()
-        run = Run.read(_CONFIG.value)
-        data = run.data
-        data_dir = Path(data.dir) if data.dir else build_data(run, workdir)
-        try:
-            fresh = None
-            if data.fresh:
-                plan = make_plan(**run.bench_options)
-                sizes = tuple(data.fresh_sizes)
-                fresh = FreshSamples(plan, sizes, data.recoloured, data.drawn)
-            result = train(run, workdir, data_dir, fresh)
-        except Interrupted as interrupted:
-            print_result({"interrupted": str(interrupted)})
-            sys.exit(0)
-        if run.evaluate.enabled:
-            result |= evaluate_run(run, workdir, data_dir)
-        result["seconds"] = round(time.monotonic() - start, 1)
-        print_result(result)
+        result = run_job(_CONFIG.value, Path(_WORKDIR.value))
+        if processes.is_first():
+            print(json.dumps(result))
 
 
-def print_result(result: dict) -> None:
-    """The JSON line at the end, once for all processes."""
-    if processes.is_first():
-        print(json.dumps(result))
+def find_config(given: str) -> str:
+    """Returns the path of a config that may be named without one.
 
+    Args:
+      given: value of --config: the name of a packaged config or the path of a file, then the model
+        after a colon where it is not the config's own.
 
-def build_data(run: Run, workdir: Path) -> Path:
-    """Builds the benchmark of `config.bench` in the workdir, once; other processes wait for it."""
-    out, options = workdir / "bench", run.bench_options
-    if not out.exists():
-        # Building takes minutes; what is wrong with the shares is known before.
-        trained = [folder_name(name) for name in make_plan(**options).names["train"]]
-        shares_of(trained, tuple(run.data.shares))
-    check_workdir(run, workdir)
-    while not processes.is_first() and not out.exists():
-        time.sleep(0.5)
-    if not out.exists():
-        build_bench(out, **options, workers=run.bench.workers or None)
-    return out
-
-
-def evaluate_run(run: Run, workdir: Path, data_dir: Path) -> dict:
-    """Restores the test split with the run's model, scores it, and draws a before/after sheet.
-
-    Each process restores a part of the split with its own devices; process 0 scores all.
+    Raises:
+      ValueError: there is no such config.
     """
-    mesh = make_mesh({"fsdp": -1}, jax.local_devices())
-    restorer = Restorer.load(workdir / "model", mesh)
-    test, results, prompts = data_dir / "test", workdir / "results", run.evaluate.prompts
-    lines = (test / "test.jsonl").read_text().splitlines()
-    part = jax.process_index(), jax.process_count()
-    for _ in tqdm(
-        restore_listing(
-            lambda picture, prompt: restorer(picture, prompt).image,
-            test / "test.jsonl",
-            results / prompts,
-            prompts,
-            part=part,
-        ),
-        total=len(lines) // part[1],
-        unit="picture",
-        disable=None if processes.is_first() else True,
-    ):
-        pass
-    processes.wait_for_all("test split restored")
-    if not processes.is_first():
-        return {}
-    scores = summary.evaluate(
-        test / "hq", results / prompts, lq=test / "lq", jsonl=test / "test.jsonl"
-    )
-    print(summary.format_table(scores))
-    write_sheet(test, results / prompts, workdir / "before_after.png", lines)
-    return {"evaluated": scores}
-
-
-def write_sheet(test: Path, results: Path, out: Path, lines: list[str], most: int = 12) -> None:
-    """Draws degraded, restored and clean pictures, one row for each of the first degradations."""
-    rows: dict[str, list] = {}
-    for line in lines:
-        sample = json.loads(line)
-        name = Path(sample["lq_path"]).name
-        if sample["deg_type"] not in rows and len(rows) < most:
-            paths = (test / "lq" / name, results / name, test / "hq" / name)
-            rows[sample["deg_type"]] = [load_picture(path) for path in paths]
-    columns = ["degraded", "restored", "clean"]
-    save_picture(contact_sheet(list(rows.values()), list(rows), columns), out)
+    name, colon, model = given.partition(":")
+    path = Path(name)
+    if path.suffix != ".py" and path.name == name:
+        path = _CONFIGS / f"{name}.py"
+    texts = {file: file.read_text() for file in _CONFIGS.glob("*.py")}
+    known = sorted(file.stem for file, text in texts.items() if "\ndef get_config(" in text)
+    if not path.is_file() or (path.parent == _CONFIGS and path.stem not in known):
+        raise ValueError(
+            f"--config={given}: no such config; accepted are {', '.join(known)}, or the path of a "
+            ".py file"
+        )
+    return f"{path}{colon}{model}"
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags; a misspelt config field is one line that names the accepted ones."""
+    """Parses flags; what is wrong with them or the config is one line."""
+    argv = list(argv)
     try:
+        for index, word in enumerate(argv):
+            if match := re.fullmatch(r"--?config=(.*)", word):
+                argv[index] = f"--config={find_config(match[1])}"
+            elif word in ("-config", "--config") and index + 1 < len(argv):
+                argv[index + 1] = find_config(argv[index + 1])
+        # The config's flag looks for fields to set in sys.argv by itself.
+        sys.argv = argv
         return flags.FLAGS(argv)
     except (AttributeError, KeyError, TypeError) as error:
-        fields = [re.match(r"--config\.([\w.]+)", arg) for arg in argv]
-        flags.FLAGS.unparse_flags()
-        # The config file's flag looks for overrides in sys.argv by itself.
-        sys.argv = [arg for arg in argv if not arg.startswith("--config.")]
-        flags.FLAGS(sys.argv)
-        for field in filter(None, fields):
-            node = _CONFIG.value
-            for name in field[1].split("."):
-                if not hasattr(node, "keys") or name not in node:
-                    accepted = sorted(node.keys()) if hasattr(node, "keys") else "no fields"
-                    sys.exit(f"error: config has no field {field[1]!r}: accepted are {accepted}")
-                node = node[name]
-        sys.exit(f"error: {files.one_line(error)}")
-    except flags.Error as error:
-        sys.exit(f"error: {files.one_line(error)}")
+        sys.exit(f"error: {_unknown_field(argv) or files.one_line(error)}")
+    except (ValueError, ImportError, SyntaxError, flags.Error) as error:
+        # Of an error within a config file ml_collections gives the traceback as text.
+        line = files.one_line(error)
+        if "Traceback" in line:
+            line = str(error).strip().splitlines()[-1].removeprefix("ValueError: ")
+        sys.exit(f"error: {line}")
+
+
+def _unknown_field(argv: list[str]) -> str | None:
+    """Finds a `--config.` flag that names no field, and says which fields there are."""
+    flags.FLAGS.unparse_flags()
+    sys.argv = [word for word in argv if not word.startswith("--config.")]
+    flags.FLAGS(sys.argv)
+    for match in filter(None, (re.match(r"--config\.([\w.]+)", word) for word in argv)):
+        node = _CONFIG.value
+        for name in match[1].split("."):
+            if not hasattr(node, "keys") or name not in node:
+                accepted = sorted(node.keys()) if hasattr(node, "keys") else "no fields"
+                return f"config has no field {match[1]!r}: accepted are {accepted}"
+            node = node[name]
+    return None
 
 
 if __name__ == "__main__":
