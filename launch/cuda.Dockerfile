@@ -10,8 +10,8 @@ COPY setup.py requirements.txt pyproject.toml README.md ./
 COPY cotir_jax cotir_jax
 COPY configs configs
 COPY launch/train.sh launch/train.sh
-# In place: configs are named by their path. The version of JAX is that which train.sh's flags are
-# known to.
+# In place: train.sh starts the program in this folder. train.sh's flags are known to this version
+# of JAX.
 RUN pip install --editable ".[cuda]" "jax==$JAX_VERSION" \
     && useradd --uid 1000 --create-home cotir
 USER cotir

@@ -16,7 +16,7 @@ photos=$(realpath "$1") test_photos=$(realpath "$2") out=$(realpath -m "$3")
 shift 3
 cd "$(dirname "$0")/.."
 
-"$PYTHON" -m cotir_jax.main --config=configs/nano_release.py --workdir="$out/run" \
+"$PYTHON" -m cotir_jax.main --config=nano_release --workdir="$out/run" \
   --config.bench.photos="$photos" --config.bench.test_photos="$test_photos" "$@"
 # Training that was asked to stop has saved its state and ended with 0.
 [ -e "$out/run/model/model.json" ] || exit 0

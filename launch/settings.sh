@@ -4,7 +4,7 @@
 
 # --- the job ---
 NAME=${NAME:-cotir}                     # of the run, the TPU, the job: letters, digits, dashes
-CONFIG=${CONFIG:-}                      # such as configs/tpu_v5e.py:klein-4b
+CONFIG=${CONFIG:-}                      # such as tpu_v5e:klein-4b, or a file's path
 BUCKET=${BUCKET:-}                      # without gs://
 REVISION=${REVISION:-HEAD}              # commit of this checkout that runs
 # Where bucket folders appear on every host. Two mounts, because what trains wants what never

@@ -51,7 +51,7 @@ def command(variant: str, seed: int, workdir: Path, options: argparse.Namespace)
         "model.overrides": options.sizes + "adapter_depth=0" * (variant == "none"),
     }
     return [
-        sys.executable, "-m", "cotir_jax.main", "--config=configs/nano_release.py",
+        sys.executable, "-m", "cotir_jax.main", "--config=nano_release",
         f"--workdir={workdir}", *(f"--config.{name}={value}" for name, value in config.items()),
         *options.rest,
     ]  # fmt: skip

@@ -22,7 +22,7 @@ SETTINGS = {
     "PROJECT_NUMBER": "123",
     "ZONE": "us-west4-a",
     "BUCKET": "bkt",
-    "CONFIG": "configs/tpu_v5e.py:klein-4b",
+    "CONFIG": "tpu_v5e:klein-4b",
     "MODEL": "models/klein-4b",
     "ACCELERATOR_TYPE": "v5litepod-16",
     "TPU": "v5e",
@@ -61,7 +61,7 @@ INDEX = (
     "ShardIndex.build(sys.argv[1])' /mnt/cotir/data"
 )
 TRAIN = (
-    "bash cotir/launch/worker_run.sh --config=configs/tpu_v5e.py:klein-4b "
+    "bash cotir/launch/worker_run.sh --config=tpu_v5e:klein-4b "
     "--workdir=/mnt/cotir/runs/run1 --config.data.dir=/mnt/cotir-read/data "
     "--config.init=/mnt/cotir-read/models/klein-4b"
 )
@@ -161,12 +161,12 @@ VERBS = {
         ],
     ),
     "slurm_run": (
-        "slurm_run.sh", SLURM | {"NODES": "2", "CONFIG": "configs/gpu.py:klein-4b"}, [], [
+        "slurm_run.sh", SLURM | {"NODES": "2", "CONFIG": "gpu:klein-4b"}, [], [
             "sbatch --job-name=run1 --dependency=singleton --nodes=2 --ntasks=16 "
             "--ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 --time=24:00:00 "
             "--signal=TERM@120 --requeue --open-mode=append --output=run1-%j.log "
             f"--export=ALL,PYTHON=/shared/venv/bin/python,CHECKOUT={ROOT} {LAUNCH}/slurm.sh "
-            "--config=configs/gpu.py:klein-4b --workdir=/shared/run1 "
+            "--config=gpu:klein-4b --workdir=/shared/run1 "
             "--config.data.dir=/shared/bench --config.init=/shared/klein-4b",
         ],
     ),
@@ -355,7 +355,7 @@ def test_jobset(tpu, topology, slices, accelerator, hosts, stubs):
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["args"] == [
-        "--config=configs/tpu_v5e.py:klein-4b",
+        "--config=tpu_v5e:klein-4b",
         "--workdir=/mnt/cotir/runs/run1",
         "--config.data.dir=/mnt/cotir-read/data",
         "--config.init=/mnt/cotir-read/models/klein-4b",

@@ -40,7 +40,7 @@ def release(tmp_path):
 def test_training_floors_and_calibration_in_turn(release):
     training, floors, build, calibrate = release(flags=["--config.data.workers=15"])
     assert training == (
-        "-m cotir_jax.main --config=configs/nano_release.py --workdir=out/run "
+        "-m cotir_jax.main --config=nano_release --workdir=out/run "
         "--config.bench.photos=my photos --config.bench.test_photos=my photos "
         "--config.data.workers=15"
     )
