@@ -6,13 +6,14 @@ import importlib.util
 import io
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import ml_collections
 import pytest
 import yaml
 
-from cotir_jax import cli
+from cotir_jax import cli, main
 
 ROOT = Path(__file__).parents[1]
 MODEL_CARD = ROOT / "cotir_jax" / "weights" / "nano" / "MODEL_CARD.md"
@@ -68,10 +69,8 @@ def _commands(text):
 
 
 def _option_names(path):
-    """Every option that a script defines with argparse or absl, without dashes."""
-    text = path.read_text()
-    named = re.findall(r'add_argument\(\s*"--([\w-]+)"', text)
-    return {*named, *re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text)}
+    """Every option that a script defines with argparse, without dashes."""
+    return set(re.findall(r'add_argument\(\s*"--([\w-]+)"', path.read_text()))
 
 
 def _config(name):
@@ -96,16 +95,21 @@ def _set_field(config, field, value):
 
 
 def _check_training(words):
-    options = dict(word.removeprefix("--").partition("=")[::2] for word in words)
-    assert all(word.startswith("--") for word in words), words
-    config = _config(options["config"]) if "$" not in options.get("config", "$") else None
-    known = _option_names(ROOT / "cotir_jax" / "main.py") | {"config"}
-    for name, value in options.items():
-        if name.startswith("config."):
-            if config is not None:
-                _set_field(config, name.removeprefix("config."), value)
-        else:
-            assert name in known, f"main has no flag --{name}"
+    """Parses with the real flags: config found, fields known, values of their types."""
+    errors = io.StringIO()
+    arguments = sys.argv
+    try:
+        with contextlib.redirect_stderr(errors):
+            assert main.parse_flags(["main", *words]) == ["main"], words
+    except SystemExit as end:
+        raise AssertionError(f"{words}: {end.code} {errors.getvalue()}") from None
+    finally:
+        # parse_flags sets sys.argv and defines a flag for each field that is set.
+        sys.argv = arguments
+        known = main.flags.FLAGS
+        known.unparse_flags()
+        for name in [name for name in known if name.startswith("config.")]:
+            delattr(known, name)
 
 
 def _check_script(words):
@@ -135,7 +139,7 @@ def check_command(words):
                     cli.make_parser().parse_args(rest)
                 except SystemExit as end:
                     assert not end.code, errors.getvalue()
-        case ["python", "-m", "cotir_jax.main", *rest]:
+        case ["python", "-m", "cotir_jax.main", *rest] if rest:
             _check_training(rest)
         case ["python", "-m", module, *_]:
             assert not module.startswith("cotir_jax") or importlib.util.find_spec(module), module
@@ -157,7 +161,7 @@ def check_command(words):
             assert rest[0] == "clone"
 
 
-@pytest.mark.parametrize("page", [*PAGES, *CONFIGS], ids=_id)
+@pytest.mark.parametrize("page", [*PAGES, *CONFIGS, ROOT / "cotir_jax" / "main.py"], ids=_id)
 def test_commands_parse(page):
     text = page.read_text()
     if page.suffix == ".py":
