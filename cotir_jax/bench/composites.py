@@ -55,8 +55,8 @@ QUICK_COMPOSITES: tuple[str, ...] = (
     "defocus-blur+low-resolution+noise+jpeg-compression",
 )
 
-# SPEC section 7 names six composites to train on and six to keep for the test; its "blur" is
-# defocus or motion blur here. ``SEEN`` adds combinations that photos really show.
+# docs/design.md, section 7, names six composites to train on and six to keep for the test; its
+# "blur" is defocus or motion blur here. `SEEN` adds combinations that photos really show.
 SEEN: tuple[str, ...] = (
     *QUICK_COMPOSITES,
     "raindrop+defocus-blur",

@@ -29,12 +29,12 @@ from cotir_jax.bench.words.phrases import JPEG_TYPES, prompt_files
 from cotir_jax.bench.words.thoughts import parse_thoughts, write_meta
 from cotir_jax.images.pictures import save_picture
 
-# SPEC section 7, with its blur as defocus or motion blur.
-_SPEC_SEEN = (
+# docs/design.md, section 7, with its blur as defocus or motion blur.
+_PUBLISHED_SEEN = (
     "low-light+defocus-blur", "low-light+motion-blur", "haze+snow", "raindrop+defocus-blur",
     "rain-streak+raindrop", "low-light+noise", "low-light+haze+rain-streak+jpeg-compression",
 )  # fmt: skip
-_SPEC_UNSEEN = (
+_PUBLISHED_UNSEEN = (
     "rain-streak+watermark", "low-light+flare", "flare+rain-streak+jpeg-compression",
     "flare+snow", "low-resolution+haze+defocus-blur+jpeg-compression",
     "low-resolution+lost_color+noise",
@@ -53,7 +53,7 @@ PICTURE = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
 
 
 def test_names_of_the_spec_are_there():
-    for split, names in ((SEEN, _SPEC_SEEN), (UNSEEN, _SPEC_UNSEEN)):
+    for split, names in ((SEEN, _PUBLISHED_SEEN), (UNSEEN, _PUBLISHED_UNSEEN)):
         assert {frozenset(name.split("+")) for name in names} <= {
             frozenset(name.split("+")) for name in split
         }
