@@ -19,14 +19,16 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from cotir_jax import files
 from cotir_jax.bench.composites import folder_name
+from cotir_jax.bench.listing import write_listing
 from cotir_jax.bench.photos import PhotoPath, fingerprint, trimmed_photo
 from cotir_jax.bench.plan import (
     SPLITS,
     Job,
     Plan,
     Sample,
-    listing_line,
+    listed,
     make_plan,
     make_samples,
     prompts_of,
@@ -34,7 +36,7 @@ from cotir_jax.bench.plan import (
 )
 from cotir_jax.bench.pool import Spread, spread_over
 from cotir_jax.bench.records import shard_path
-from cotir_jax.bench.shards import appearing, write_lines, write_shard
+from cotir_jax.bench.shards import write_pair, write_prompts, write_shard
 
 FORMATS = ("tar", "array_record")
 RECORD_FILE = "build.json"
@@ -91,7 +93,7 @@ def build_bench(
     plan = make_plan(photos, **choices)
     record = _describe(plan, file_format)
     counts = {
-        "train": {folder_name(name): plan.counts["train"] for name in plan.names["train"]},
+        "train": plan.folders("train"),
         "test": {name: plan.counts["test"] for name in plan.names["test"]},
     }
     if out.is_dir() and any(out.iterdir()):  # killed after all was done, or started twice
@@ -108,7 +110,8 @@ def build_bench(
         plan = _without(plan, skipped)
         part.mkdir(parents=True, exist_ok=True)
         with _locked(part):
-            _write_text(part / RECORD_FILE, json.dumps({**record, "skipped": skipped}, indent=1))
+            described = json.dumps({**record, "skipped": skipped}, indent=1) + "\n"
+            files.write_text(part / RECORD_FILE, described)
             _build(plan, part, file_format, spread, progress)
             if out.is_dir():
                 out.rmdir()
@@ -229,7 +232,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _build(plan: Plan, part: Path, file_format: str, spread: Spread, progress: bool) -> None:
     for stale in part.rglob(".*.part"):
         stale.unlink()
-    _write_prompts(plan, part / "prompts")
+    write_prompts(part / "prompts", prompts_of(plan))
     tasks = {split: _tasks(plan, split, part, file_format) for split in SPLITS}
     for task in (*tasks["train"], *tasks["test"]):
         for path in (task.path, task.records or task.path):
@@ -239,12 +242,8 @@ def _build(plan: Plan, part: Path, file_format: str, spread: Spread, progress: b
             (part / "test" / side).mkdir(parents=True, exist_ok=True)
     _run([*tasks["train"], *tasks["test"]], spread, progress)
     if tasks["test"]:
-        lines = (
-            json.loads(line)
-            for task in tasks["test"]
-            for line in task.path.read_bytes().splitlines()
-        )
-        write_lines(lines, part / "test" / "test.jsonl")
+        lines = b"".join(task.path.read_bytes() for task in tasks["test"])
+        files.write_bytes(part / "test" / "test.jsonl", lines)
     if file_format == "array_record":
         from cotir_jax.bench.tfds_builder import write_info
 
@@ -254,17 +253,6 @@ def _build(plan: Plan, part: Path, file_format: str, spread: Spread, progress: b
 
 def _lengths(tasks: list[_Task]) -> list[int]:
     return [len(task.job.numbers) for task in tasks]
-
-
-def _write_prompts(plan: Plan, folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
-    for name, lines in prompts_of(plan).items():
-        _write_text(folder / f"{name}.txt", "\n".join(lines))
-
-
-def _write_text(path: Path, text: str) -> None:
-    with appearing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _tasks(plan: Plan, split: str, part: Path, file_format: str) -> list[_Task]:
@@ -326,13 +314,11 @@ def _write(task: _Task) -> None:
     folder = task.path.parents[1] / "test"
     kept = []
     for sample in samples:
-        for side, data in (("hq", sample.hq), ("lq", sample.lq)):
-            with appearing(folder / side / f"{sample.key}.png") as temporary:
-                temporary.write_bytes(data)
+        write_pair(folder, sample.key, sample.hq, sample.lq)
         kept.append(sample if task.records else sample._replace(hq=b"", lq=b""))
     if task.records:
         _write_records(task.job, kept, task.records)
-    write_lines((listing_line(task.job, sample) for sample in kept), task.path)
+    write_listing((listed(task.job, sample.key, sample.meta) for sample in kept), task.path)
 
 
 def _write_records(job: Job, samples: Iterable[Sample], path: Path) -> None:

@@ -16,9 +16,10 @@ from scipy.fft import dctn
 from tqdm import tqdm
 
 from cotir_jax import files
+from cotir_jax.bench.listing import find_lq, scan_listing
 from cotir_jax.bench.pool import Spread, spread_over
 from cotir_jax.bench.records import is_data_set, open_split, read_info
-from cotir_jax.bench.shards import FIELDS, TEST_FIELDS, read_shard
+from cotir_jax.bench.shards import FIELDS, read_shard
 from cotir_jax.bench.words.thoughts import parse_thoughts
 
 _NOT_DEGRADATIONS = ("prompts", "test", "image", "rows", "cotir_bench", "downloads")
@@ -269,29 +270,21 @@ def _check_test(folder: Path, spread: Spread, report: Report) -> _Looks:
     if not folder.exists():
         return looks
     listing = folder / "test.jsonl"
-    if not listing.is_file():
-        report.add(f"{listing}: missing list of test pictures")
+    try:
+        pictures, problems = scan_listing(listing)
+    except ValueError as error:
+        report.add(str(error))
         return looks
-    counts: Counter[str] = Counter()
+    report.add(*problems)
+    report.test = dict(Counter(picture.deg_type for picture in pictures))
     pairs = []
-    lines = listing.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
+    for picture in pictures:
+        if picture.missing:
+            report.add(f"{listing} line {picture.line}: no {', '.join(picture.missing)}")
         try:
-            row = json.loads(line)
-            lq = folder / row["lq_path"]
-            counts[row["deg_type"]] += 1
-            missing = [name for name in TEST_FIELDS if not row.get(name)]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__} {error}"
-            report.add(f"{listing} line {number}: cannot be used ({reason})")
-            continue
-        if missing:
-            report.add(f"{listing} line {number}: no {', '.join(missing)}")
-        pairs.append((folder / "hq" / lq.name, lq))
-    for lq, times in Counter(lq for _, lq in pairs).items():
-        if times > 1:
-            report.add(f"{listing}: {lq.name} is listed {times} times")
-    report.test = dict(counts)
+            pairs.append((folder / "hq" / picture.name, find_lq(listing, picture)))
+        except ValueError as error:
+            report.add(str(error))
     found = dict(spread(_check_test_pair, pairs))
     looked = {}
     for pair in pairs:  # in the list's order

@@ -20,6 +20,7 @@ from cotir_jax.bench.composites import (
     parts_of,
     sample_chain,
 )
+from cotir_jax.bench.listing import ListedPicture
 from cotir_jax.bench.maps import Maps, depth_of_photo, load_maps
 from cotir_jax.bench.pages import draw_page
 from cotir_jax.bench.photos import (
@@ -72,8 +73,12 @@ class Plan:
     maps: Maps = field(default_factory=Maps)
     scene: Scene | None = None
 
+    def folders(self, split: str) -> dict[str, int]:
+        """Returns the samples of each degradation's folder."""
+        return {folder_name(name): self.counts[split] for name in self.names[split]}
+
     def first_sample(self, split: str, name: str) -> int:
-        """Position of a degradation's first sample in its split, folders in sorted order."""
+        """Returns the position of a degradation's first sample in its split, folders sorted."""
         return sorted(self.names[split], key=folder_name).index(name) * self.counts[split]
 
     def jobs(self, split: str, samples: int) -> Iterator["Job"]:
@@ -276,17 +281,15 @@ def make_sample(job: Job, number: int, compress_level: int = 1) -> Sample:
     return Sample(key, hq, lq, meta)
 
 
-def listing_line(job: Job, sample: Sample) -> dict[str, str]:
-    """A sample's line of ``test.jsonl``."""
-    vague, precise = sample.meta["cot"]["questions"]
-    return {
-        "id": sample.key,
-        "lq_path": f"lq/{sample.key}.png",
-        "deg_type": job.name,
-        "subset": "composite" if "+" in job.name else "single",
-        "gen_prompt": vague,
-        "spe_prompt": precise,
-    }
+def listed(job: Job, key: str, meta: dict[str, Any]) -> ListedPicture:
+    """Returns a test sample's line of `test.jsonl`."""
+    return ListedPicture(
+        id=key,
+        lq_path=f"lq/{key}.png",
+        deg_type=job.name,
+        subset="composite" if "+" in job.name else "single",
+        prompts=dict(zip(("vague", "precise"), meta["cot"]["questions"], strict=True)),
+    )
 
 
 def prompts_of(plan: Plan) -> dict[str, list[str]]:

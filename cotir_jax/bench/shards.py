@@ -1,47 +1,31 @@
-"""CoTIR-Bench on disk: tar shards for training, and the test split's list."""
+"""CoTIR-Bench on disk: tar shards for training, prompt files, the test split's pictures."""
 
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cotir_jax import files
+
 FIELDS = ("hq.png", "lq.png", "meta.json")
-TEST_FIELDS = ("id", "lq_path", "deg_type", "subset", "gen_prompt", "spe_prompt")
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside ``path``; what is written there then appears at once, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        descriptor = os.open(temporary, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)  # or a power cut could leave an empty file under the final name
-        finally:
-            os.close(descriptor)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_shard(samples: Iterable[tuple[str, bytes, bytes, dict[str, Any]]], path: Path) -> int:
-    """Write one WebDataset shard whose bytes depend on the samples alone.
+    """Writes one WebDataset shard, whose bytes depend on the samples only.
 
     Args:
-        samples: key, clean picture as PNG bytes, degraded one, ``meta.json`` as a dict.
-        path: the tar file; written under a temporary name, then renamed.
+        samples: key, clean picture as PNG bytes, degraded one, `meta.json` as a dict.
+        path: the tar file, which appears completely or not at all.
 
     Returns:
         The number of samples.
     """
     count = 0
     with (
-        appearing(path) as temporary,
+        files.atomic_path(path) as temporary,
         tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         for key, hq, lq, meta in samples:
@@ -55,19 +39,25 @@ def write_shard(samples: Iterable[tuple[str, bytes, bytes, dict[str, Any]]], pat
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:
-    """A ``meta.json``, or a line of ``test.jsonl``."""
+    """Encodes a `meta.json`."""
     return json.dumps(value, ensure_ascii=False).encode()
 
 
-def write_lines(rows: Iterable[dict[str, str]], path: Path) -> None:
-    """Write a ``.jsonl`` file, a line per row, under a temporary name, then renamed."""
-    with appearing(path) as temporary, open(temporary, "wb") as lines:
-        for row in rows:
-            lines.write(json_bytes(row) + b"\n")
+def write_pair(folder: Path, key: str, hq: bytes, lq: bytes) -> None:
+    """Writes a test sample's pictures into the folders `hq` and `lq` of a split."""
+    for side, data in (("hq", hq), ("lq", lq)):
+        files.write_bytes(folder / side / f"{key}.png", data)
+
+
+def write_prompts(folder: Path, prompts: Mapping[str, Sequence[str]]) -> None:
+    """Writes prompt files; makes the folder."""
+    folder.mkdir(exist_ok=True)
+    for name, lines in prompts.items():
+        files.write_text(folder / f"{name}.txt", "\n".join(lines) + "\n")
 
 
 def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Yield ``(key, {field: bytes})`` for each sample of a shard, in order.
+    """Yields `(key, {field: bytes})` for each sample of a shard, in order.
 
     Raises:
         ValueError: the file is no tar, or was cut short (even between two members).
@@ -91,7 +81,7 @@ def read_shard(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
                         raise tarfile.ReadError("unexpected end of data")
                 if sample:
                     yield key, sample
-                # tarfile takes a spoilt header for the end of the archive.
+                # tarfile takes a damaged header for the end of the archive.
                 stream.seek(tar.offset)
                 if any(stream.read(tarfile.BLOCKSIZE)):
                     raise tarfile.ReadError(f"bad header at byte {tar.offset}")

@@ -24,19 +24,20 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-from cotir_jax.bench.composites import folder_name
+from cotir_jax import files
+from cotir_jax.bench.listing import write_listing
 from cotir_jax.bench.plan import (
     SPLITS,
     Job,
     Plan,
     Sample,
-    listing_line,
+    listed,
     make_plan,
     make_samples,
     prompts_of,
 )
 from cotir_jax.bench.records import NAME, VERSION, open_split, shard_path
-from cotir_jax.bench.shards import appearing, json_bytes, write_lines
+from cotir_jax.bench.shards import json_bytes, write_pair, write_prompts
 
 _BEAM_SAMPLES = 16  # of a piece of work: small enough to spread over many machines
 
@@ -63,7 +64,10 @@ class CotirBench(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         metadata = {}
         if self._plan is not None:
-            metadata = {"counts": _counts(self._plan), "prompts": prompts_of(self._plan)}
+            metadata = {
+                "counts": {split: self._plan.folders(split) for split in SPLITS},
+                "prompts": prompts_of(self._plan),
+            }
         return tfds.core.DatasetInfo(
             builder=self,
             description="Degraded and clean photos with a scene, a degradation and a plan thought.",
@@ -102,13 +106,6 @@ def features() -> tfds.features.FeaturesDict:
     )
 
 
-def _counts(plan: Plan) -> dict[str, dict[str, int]]:
-    return {
-        split: {folder_name(name): plan.counts[split] for name in plan.names[split]}
-        for split in SPLITS
-    }
-
-
 def _keyed_examples(job: Job) -> Iterator[tuple[int, dict[str, Any]]]:
     for at, sample in enumerate(make_samples(job)):
         yield job.position + at, _example(job, sample)
@@ -125,10 +122,10 @@ def _example(job: Job, sample: Sample) -> dict[str, Any]:
 
 
 def write_records(job: Job, samples: Iterable[Sample], path: Path) -> None:
-    """Write a job's samples as one shard, under a temporary name, then renamed."""
+    """Writes a job's samples as one shard, completely or not at all."""
     described = features()
     serializer = ExampleSerializer(described.get_serialized_info())
-    with appearing(path) as temporary:
+    with files.atomic_path(path) as temporary:
         # PNG does not get smaller, so it is not compressed again.
         writer = ArrayRecordWriter(str(temporary), "group_size:1,uncompressed")
         for sample in samples:
@@ -206,25 +203,22 @@ def build_with_beam(
     builder.download_and_prepare(download_config=options)
     if "://" not in str(out):
         _write_files(plan, Path(out))
-    return _counts(plan)
+    return {split: plan.folders(split) for split in SPLITS}
 
 
 def _write_files(plan: Plan, folder: Path) -> None:
-    (folder / "prompts").mkdir(exist_ok=True)
-    for name, lines in prompts_of(plan).items():
-        (folder / "prompts" / f"{name}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_prompts(folder / "prompts", prompts_of(plan))
     if not plan.names["test"]:
         return
+    test = folder / "test"
     for side in ("lq", "hq"):
-        (folder / "test" / side).mkdir(parents=True, exist_ok=True)
+        (test / side).mkdir(parents=True, exist_ok=True)
     source = open_split(folder, "test")
-    rows = []
+    pictures = []
     for job in plan.jobs("test", plan.counts["test"]):
         for at in range(len(job.numbers)):
             record = source[job.position + at]
-            key, meta = record["key"].decode(), json.loads(record["meta"])
-            sample = Sample(key, record["hq"], record["lq"], meta)
-            for side in ("lq", "hq"):
-                (folder / "test" / side / f"{key}.png").write_bytes(record[side])
-            rows.append(listing_line(job, sample))
-    write_lines(rows, folder / "test" / "test.jsonl")
+            key = record["key"].decode()
+            write_pair(test, key, record["hq"], record["lq"])
+            pictures.append(listed(job, key, json.loads(record["meta"])))
+    write_listing(pictures, test / "test.jsonl")

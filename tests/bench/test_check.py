@@ -105,7 +105,7 @@ def test_bad_samples_are_all_reported(copy):
     text = "\n".join(report.problems)
     assert report.num_problems == 7
     for word in ("unequal: hq and lq", "broken: lq", "silent", "unasked", "hq cannot be read",
-                 "line 8: cannot be used", "fine: the key comes twice"):  # fmt: skip
+                 "line 8: expected JSON", "fine: the key comes twice"):  # fmt: skip
         assert word in text, word
     assert report.train["haze"] == 2 + len(samples) and report.without_thoughts == {"haze": 1}
 
