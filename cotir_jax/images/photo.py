@@ -12,10 +12,9 @@ import logging
 import math
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyvips
@@ -35,25 +34,26 @@ _INTERPRETATIONS = {  # dtype and number of colours: how libvips calls it
     (np.dtype(np.uint16), 1): "grey16",
     (np.dtype(np.uint16), 3): "rgb16",
 }
-# Lines of libvips's errors that say no more than that there was one.
+# How libvips error lines begin that carry no information.
 _UNTOLD = ("source: bad seek", "unable to ", "vips__")
-Opened = tuple[pyvips.Image, Path | str | bytes]
+_Result = TypeVar("_Result")
 
-# What libvips warns of is raised where it matters, and would otherwise go to stderr.
-logging.getLogger("pyvips").addHandler(logging.NullHandler())
-# Its cache of results would keep whole pictures in memory.
+# Warnings that matter are raised as errors; these copies in the log would reach stderr wherever a
+# program logs there.
+logging.getLogger("pyvips").propagate = False
+# Its cache of results would keep entire pictures in memory.
 pyvips.cache_set_max(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Photo:
-    """A picture, and what its file held beside the colour values.
+    """A picture, and what its file holds besides the colour values.
 
     Attributes:
       pixels: uint8 or uint16 `[height, width, 3]`, upright, RGB.
       alpha: opacity, `[height, width]` of the same dtype, or None.
-      grey: the file had one colour channel, and so will what is written.
-      exif: EXIF block as in the file, but for orientation and thumbnail: the pixels are upright.
+      grey: the file has one colour channel, and so will the file that is written.
+      exif: EXIF block of the file, with orientation 1 (the pixels are upright) and no thumbnail.
       icc_profile: of `pixels`; None stands for sRGB.
       xmp: XMP packet.
       iptc: IPTC block.
@@ -89,19 +89,16 @@ def read_photo(source: Path | str | bytes, name: str = "", max_pixels: int = MAX
       ValueError: one line naming the picture when it is missing, no regular file, unreadable,
         damaged, cut off, too large, or in no format of these.
     """
-    with _open(source, name, max_pixels) as (image, file):
-        return _decode(image, file)
+    return _load(source, name, max_pixels, lambda image: _decode(image, source))
 
 
 def photo_size(source: Path | str | bytes, name: str = "") -> tuple[int, int]:
     """Height and width of an upright photograph, from its header only.
 
     Raises:
-      ValueError: as for `read_photo`; damage behind the header is not seen.
+      ValueError: as for `read_photo`; damage after the header is not found.
     """
-    with _open(source, name, MAX_PIXELS) as (image, _):
-        turned = _orientation(image) > 4
-        return (image.width, image.height) if turned else (image.height, image.width)
+    return _load(source, name, MAX_PIXELS, _upright_size)
 
 
 def write_photo(photo: Photo, path: Path | str, quality: int = 95) -> None:
@@ -158,33 +155,42 @@ def check_pixels(pixels: np.ndarray) -> None:
 
 
 def unit_range(pixels: np.ndarray) -> np.ndarray:
-    """Integers to float32 in [-1, 1]; what is float already stays."""
+    """Integers to float32 in [-1, 1]; float32 stays as it is."""
     if pixels.dtype == np.float32:
         return pixels
     return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max / 2) - np.float32(1)
 
 
-@contextmanager
-def _open(source: Path | str | bytes, name: str, max_pixels: int) -> Iterator[Opened]:
-    """A picture whose header is read, and its source; all errors within come out as one line."""
+def _load(
+    source: Path | str | bytes, name: str, max_pixels: int, use: Callable[[pyvips.Image], _Result]
+) -> _Result:
+    """Gives `use` a picture whose header is read; turns all errors into one line.
+
+    A context manager would keep pictures and open files after an error: its generator's frame and
+    the error refer to each other.
+    """
     name = name or ("picture in memory" if isinstance(source, bytes) else str(source))
     try:
         if isinstance(source, bytes):
-            yield loaders.load(source[:32], source, max_pixels), source
-            return
+            return use(loaders.load(source[:32], source, max_pixels))
         # Opening a pipe would wait for whoever writes into it.
         if not stat.S_ISREG(os.stat(source).st_mode):
             raise ValueError("it is no regular file")
         with open(source, "rb") as file:
             head = file.read(32)
             file.seek(0)
-            yield loaders.load(head, file, max_pixels), source
+            return use(loaders.load(head, file, max_pixels))
     except FileNotFoundError:
         raise ValueError(f"{name}: no such file; check the path") from None
     except (OSError, ValueError, MemoryError, pyvips.Error) as error:
         raise ValueError(
             f"{name}: cannot be read as a picture ({_reason(error)}); replace or remove it"
         ) from error
+
+
+def _upright_size(image: pyvips.Image) -> tuple[int, int]:
+    turned = _orientation(image) > 4
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _decode(image: pyvips.Image, source: Path | str | bytes) -> Photo:
@@ -221,7 +227,7 @@ def _to_rgb_or_grey(image: pyvips.Image) -> tuple[pyvips.Image, int, bool]:
     if image.format not in ("uchar", "ushort"):
         image = _to_integers(image)
     colours = 1 if image.bands < 3 else 3
-    if image.bands > colours + 1:  # channels that no one can name
+    if image.bands > colours + 1:  # channels of unknown meaning
         image = image.extract_band(0, n=colours + 1)
     return image, colours, converted
 
@@ -283,7 +289,7 @@ def _saver(suffix: str, quality: int, dtype: np.dtype) -> tuple[str, dict[str, A
 
 
 def _encodable(photo: Photo, suffix: str) -> pyvips.Image:
-    """The picture as the format takes it, with its metadata; computed while it is written."""
+    """The picture in a form that the format holds, with its metadata, computed while written."""
     dtype = photo.pixels.dtype
     image = _image(photo.pixels, _INTERPRETATIONS[dtype, 3])
     if photo.grey:
@@ -301,7 +307,7 @@ def _encodable(photo: Photo, suffix: str) -> pyvips.Image:
 
 
 def _image(values: np.ndarray, interpretation: str) -> pyvips.Image:
-    """Shares the memory of `values` where they lie in one piece."""
+    """Shares the memory of `values` where they are contiguous."""
     return pyvips.Image.new_from_array(np.ascontiguousarray(values), interpretation=interpretation)
 
 
@@ -323,7 +329,7 @@ def _with_metadata(image: pyvips.Image, photo: Photo) -> pyvips.Image:
 
 
 def _reason(error: BaseException) -> str:
-    """One line; libvips's first says only which of its functions failed."""
+    """The reason on one line, without libvips lines that say only which function failed."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error.detail or error.message if isinstance(error, pyvips.Error) else error)

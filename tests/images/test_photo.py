@@ -391,3 +391,27 @@ def test_broken_files_do_no_harm():
     assert found["handles"][-1] == found["handles"][0]
     warm = min(4, len(found["mib"]) - 2)
     assert found["mib"][-1] - found["mib"][warm] < 60
+
+
+def test_nothing_reaches_standard_error_when_errors_live_to_the_end():
+    """Their pictures are freed when pyvips no longer catches what libvips warns of."""
+    tests = Path(__file__).parents[1]
+    code = f"""
+import logging, sys
+sys.path[:0] = [{str(tests.parent)!r}, {str(tests / "support")!r}]
+logging.basicConfig()
+import numpy as np
+from photo_fuzz import broken_file, whole_files
+from cotir_jax.images.photo import read_photo
+
+kept, whole = [], whole_files()
+for index in range(200):
+    try:
+        read_photo(broken_file(np.random.default_rng([0, index]), whole))
+    except ValueError as error:
+        kept.append(error)
+print(len(kept))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr[-2000:]
+    assert int(done.stdout) > 50
