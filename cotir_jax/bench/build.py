@@ -1,6 +1,6 @@
 """Build a benchmark: clean photos in, shards with thoughts and a test split out.
 
-The work goes on in ``<out>.part``, shard by shard, and is renamed when it is whole. A build that
+The work goes on in `<out>.part`, shard by shard, and is renamed when it is complete. A build that
 was killed continues there when it is started again.
 """
 
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class _Task(NamedTuple):
-    """A job and the file that stands for its being done; of tests also their record shard."""
+    """A job, the file that exists when it is done, and a test job's record shard, if any."""
 
     job: Job
     path: Path
@@ -64,25 +64,25 @@ def build_bench(
 ) -> dict[str, dict[str, int]]:
     """Degrades clean photos and writes them in CoTIR-Bench's layout (docs/design.md, section 7).
 
-    The bytes depend on the photos and the choices, not on ``workers``, nor on how often the build
-    was killed and started again with the same arguments: it then continues in ``<out>.part`` at
+    The bytes depend on the photos and the choices, not on `workers`, nor on how often the build
+    was killed and started again with the same arguments: it then continues in `<out>.part` at
     the first shard that is not there yet. Memory holds a sample per worker, and recent photos.
 
     Args:
         out: the new benchmark; must not exist, or be an empty folder.
         photos: folder of clean photos; by default those that ship inside scikit-image.
-        file_format: ``tar``, or ``array_record`` for ``tfds.data_source`` (see ``tfds_builder``).
+        file_format: `tar`, or `array_record` for `tfds.data_source` (see `tfds_builder`).
         skip_bad: leave photos that cannot be used out, with a warning, instead of refusing.
         workers: processes; by default one per core.
         progress: show a progress bar.
-        choices: further arguments of ``plan.make_plan``, such as ``size`` and ``seed``.
+        choices: further arguments of `plan.make_plan`, such as `size` and `seed`.
 
     Returns:
-        ``{"train": {degradation folder: samples}, "test": {deg_type: pictures}}``.
+        `{"train": {degradation folder: samples}, "test": {deg_type: pictures}}`.
 
     Raises:
-        ValueError: ``out`` is taken, ``<out>.part`` was begun with other arguments or another
-            build is at work there, photos cannot be used, or what ``make_plan`` refuses.
+        ValueError: `out` is taken, `<out>.part` was begun with other arguments or another
+            build is at work there, photos cannot be used, or what `make_plan` refuses.
     """
     out = Path(out).absolute()
     if file_format not in FORMATS:
@@ -104,7 +104,7 @@ def build_bench(
     begun = part.is_dir() and any(not path.match(".*.part") for path in part.iterdir())
     with spread_over(workers) as spread:
         if begun:
-            skipped = _skipped(part, record, "give the same, or remove it to start anew")
+            skipped = _skipped(part, record, "give the same, or remove it to start again")
         else:
             skipped = _unusable(plan, spread, skip_bad)
         plan = _without(plan, skipped)
@@ -127,7 +127,7 @@ def _check_free(out: Path) -> None:
 
 
 def _describe(plan: Plan, file_format: str) -> dict[str, Any]:
-    """What two builds must have in common to be one."""
+    """Returns what two builds must have in common to be one."""
     maps = {
         "depth": [plan.maps.depth[name] for name in sorted(plan.maps.depth)],
         "rain_masks": plan.maps.rain_masks,
@@ -154,7 +154,7 @@ def _fingerprint(paths: list[PhotoPath]) -> str:
 
 
 def _skipped(folder: Path, record: dict[str, Any], remedy: str) -> dict[str, list[str]]:
-    """The photos that an earlier start skipped; refuses a folder that is not of this build."""
+    """Returns the photos that an earlier start skipped; refuses the folder of another build."""
     try:
         before = json.loads((folder / RECORD_FILE).read_bytes())
         skipped = before.pop("skipped")
@@ -177,7 +177,7 @@ def _short(value: Any) -> str:
 
 
 def _unusable(plan: Plan, spread: Spread, skip_bad: bool) -> dict[str, list[str]]:
-    """The names of photos that cannot be used, by split. Before hours of work, not after."""
+    """Returns the names of photos that cannot be used, by split; checked before hours of work."""
     step = 16
     skipped: dict[str, list[str]] = {}
     problems = []
@@ -248,7 +248,7 @@ def _build(plan: Plan, part: Path, file_format: str, spread: Spread, progress: b
         from cotir_jax.bench.tfds_builder import write_info
 
         write_info(plan, part, {split: _lengths(tasks[split]) for split in SPLITS})
-    shutil.rmtree(part / "rows", ignore_errors=True)  # needed until all is whole
+    shutil.rmtree(part / "rows", ignore_errors=True)  # needed until the build is complete
 
 
 def _lengths(tasks: list[_Task]) -> list[int]:
@@ -292,7 +292,7 @@ def _run(tasks: list[_Task], spread: Spread, progress: bool) -> None:
 
 
 def _do(task: _Task) -> tuple[int, str]:
-    """Do a task; returns how many scene sentences the endpoint did not give, and why."""
+    """Does a task; returns how many scene sentences the endpoint did not give, and why."""
     if task.job.scene is None:
         _write(task)
         return 0, ""
@@ -303,7 +303,7 @@ def _do(task: _Task) -> tuple[int, str]:
 
 
 def _write(task: _Task) -> None:
-    """Write one shard, or some of one degradation's test pictures and their lines."""
+    """Writes one shard, or some of one degradation's test pictures and their lines."""
     samples = make_samples(task.job)
     if task.job.split == "train" and task.path.suffix == ".tar":
         write_shard(samples, task.path)

@@ -35,11 +35,11 @@ _MIN_SPREAD = 4.0
 
 @dataclass
 class Report:
-    """What ``check_bench`` found.
+    """The findings of `check_bench`.
 
     Attributes:
         train: samples of each degradation folder.
-        test: pictures of each ``deg_type``.
+        test: pictures of each `deg_type`.
         without_thoughts: samples whose thoughts are missing or cannot be parsed, by folder.
         problems: a line each, at most 1000.
         num_problems: all of them.
@@ -52,15 +52,15 @@ class Report:
     num_problems: int = 0
 
     def add(self, *problems: str) -> None:
-        """Count problems, and keep the first."""
+        """Counts problems, and keeps the first 1000."""
         self.num_problems += len(problems)
         self.problems += problems[: max(_MOST_PROBLEMS - len(self.problems), 0)]
 
 
 class _Looks(NamedTuple):
-    """Test pictures as they are compared, each also mirrored.
+    """Test pictures in the form in which they are compared, each also mirrored.
 
-    Names; perceptual hashes, uint64 ``[n, 2]``; thumbnails, uint8 ``[n, 2, 16, 16]``.
+    Names; perceptual hashes, uint64 `[n, 2]`; thumbnails, uint8 `[n, 2, 16, 16]`.
     """
 
     names: list[str]
@@ -69,7 +69,7 @@ class _Looks(NamedTuple):
 
 
 class _Piece(NamedTuple):
-    """A shard, or the records from ``start`` to ``stop`` of an ArrayRecord split."""
+    """A shard, or the records from `start` to `stop` of an ArrayRecord split."""
 
     folder: str
     path: Path
@@ -79,7 +79,7 @@ class _Piece(NamedTuple):
 
 @dataclass
 class _Found:
-    """What was found in a piece: samples, those without thoughts, problems, JPEG types."""
+    """The findings in a piece: samples, those without thoughts, problems, JPEG types."""
 
     samples: Counter[str] = field(default_factory=Counter)
     without_thoughts: Counter[str] = field(default_factory=Counter)
@@ -90,16 +90,16 @@ class _Found:
 def check_bench(
     folder: Path | str, *, workers: int | None = None, progress: bool = False
 ) -> Report:
-    """Read everything in a CoTIR-Bench folder, the published layout or one built here.
+    """Reads everything in a CoTIR-Bench folder, the published layout or one built here.
 
-    Every shard is read to its end, every picture decoded, every ``meta.json`` parsed, every
+    Every shard is read to its end, every picture decoded, every `meta.json` parsed, every
     prompt file and test line looked at, and the clean training pictures are compared with the
     clean test pictures by perceptual hash. Memory holds a sample per worker, and 600 bytes for
     each test picture.
 
     Args:
-        folder: the root, or its ``image/`` folder; shards may also lie in
-            ``<root>/<degradation>/``, or as ArrayRecord files in ``<root>/cotir_bench/``.
+        folder: the root, or its `image/` folder; shards may also lie in
+            `<root>/<degradation>/`, or as ArrayRecord files in `<root>/cotir_bench/`.
         workers: processes; by default one per core.
         progress: show a progress bar.
 
@@ -246,7 +246,7 @@ def _check_meta(where: str, folder: str, data: bytes, found: _Found) -> None:
 def _check_pair(
     where: str, hq: BinaryIO | Path, lq: BinaryIO | Path
 ) -> tuple[np.ndarray | None, list[str]]:
-    """The clean picture's ``_thumbnail``, or None, and the pair's problems."""
+    """Returns the clean picture's `_thumbnail`, or None, and the pair's problems."""
     sizes = []
     clean = None
     for name, source in (("hq", hq), ("lq", lq)):
@@ -307,13 +307,13 @@ def _check_test_pair(pair: tuple[Path, Path]) -> tuple[np.ndarray | None, list[s
 
 
 def _grey(image: Image.Image) -> np.ndarray:
-    """The picture in grey at 32x32, uint8."""
+    """Returns the picture in grey at 32x32, uint8."""
     small = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
     return np.asarray(small)
 
 
 def _hash(grey: np.ndarray) -> np.uint64:
-    """The 64-bit DCT hash of a uint8 ``[32, 32]`` picture (Zauner 2010, as in `imagehash`)."""
+    """Computes the 64-bit DCT hash of a uint8 `[32, 32]` picture (Zauner 2010; `imagehash`)."""
     low = dctn(grey.astype(np.float64), type=2)[:8, :8]
     bits = (low > np.median(low)).ravel()
     return np.packbits(bits).view(">u8").astype(np.uint64)[0]

@@ -29,7 +29,7 @@ QUICK_SINGLES: tuple[str, ...] = (
     "jpeg-compression",
 )
 
-# Parts are named in the order in which they are applied (that of ``APPLY``).
+# Parts are named in the order in which they are applied (that of `APPLY`).
 QUICK_COMPOSITES: tuple[str, ...] = (
     "low-light+haze",
     "low-light+rain-streak",
@@ -108,7 +108,7 @@ COMPOSITES: tuple[str, ...] = (*SEEN, *UNSEEN)
 class Step:
     """One degradation of a chain, with the parameters that are really used, maps included.
 
-    ``severity`` in [0, 1] is what the parameters were drawn for; ``implied`` marks the sensor
+    `severity` in [0, 1] is what the parameters were drawn for; `implied` marks the sensor
     noise that comes with a dark exposure and is no part of the chain's name.
     """
 
@@ -119,12 +119,12 @@ class Step:
 
     @property
     def strength(self) -> str:
-        """The severity as a word: mild, moderate or severe."""
+        """Returns the severity as a word: mild, moderate or severe."""
         return ("mild", "moderate", "severe")[min(int(self.severity * 3), 2)]
 
 
 def parts_of(name: str) -> list[str]:
-    """The degradations in ``name``, e.g. ``low-light+haze``, in the order of application.
+    """Returns the degradations in `name`, e.g. `low-light+haze`, in the order of application.
 
     Raises:
         ValueError: an unknown degradation, or one named twice.
@@ -138,7 +138,7 @@ def parts_of(name: str) -> list[str]:
 
 
 def folder_name(name: str) -> str:
-    """A degradation's folder: lower case, anything outside ``[a-z0-9._-]`` turned to ``_``."""
+    """Returns a degradation's folder: lower case, all but `[a-z0-9._-]` turned into `_`."""
     return re.sub(r"[^a-z0-9._-]", "_", name.lower())
 
 
@@ -152,17 +152,17 @@ def sample_chain(
     depth: np.ndarray | None = None,
     second: np.ndarray | None = None,
 ) -> list[Step]:
-    """Draw parameters for every part of ``name``.
+    """Draws parameters for every part of `name`.
 
     Args:
-        name: one degradation or several joined by ``+``.
+        name: one degradation or several joined by `+`.
         side: shorter side in pixels of the picture to degrade; sizes in pixels grow with it.
         severity: of every part, in [0, 1]; by default each draws its own, uniformly, and the
             more parts the milder they stay, so that the scene survives them together.
         maps: rain and snow masks to draw from; its depth maps are not looked at here.
-        depth: nearness of the picture, float32 ``[height, width]`` in [0, 1], 1 nearest, cut
-            like the picture (``maps.depth_of_photo``). Haze and water gather over it.
-        second: another photo, uint8 ``[any, any, 3]``, to show in a window reflection; by
+        depth: nearness of the picture, float32 `[height, width]` in [0, 1], 1 nearest, cut
+            like the picture (`maps.depth_of_photo`). Haze and water gather over it.
+        second: another photo, uint8 `[any, any, 3]`, to show in a window reflection; by
             default the picture itself, mirrored.
 
     Raises:
@@ -230,16 +230,16 @@ def _dim_the_air(chain: list[Step]) -> list[Step]:
 
 
 def apply_chain(picture: np.ndarray, chain: Sequence[Step], rng: np.random.Generator) -> np.ndarray:
-    """Apply a chain's steps in turn.
+    """Applies a chain's steps in turn.
 
     Args:
-        picture: uint8 ``[height, width, 3]``.
+        picture: uint8 `[height, width, 3]`.
 
     Returns:
-        uint8 ``[height, width, 3]``, rounded once, at the end.
+        uint8 `[height, width, 3]`, rounded once, at the end.
 
     Raises:
-        ValueError: a depth that was given to ``sample_chain`` is not of the picture's size.
+        ValueError: a depth that was given to `sample_chain` is not of the picture's size.
     """
     degraded = picture.astype(np.float32) / 255
     for step in chain:

@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw
 from cotir_jax.bench.composites import SEEN, SINGLES, UNSEEN, apply_chain, sample_chain
 from cotir_jax.bench.degradations.processing import load_font
 from cotir_jax.bench.photos import find_photos, trimmed_photo
+from cotir_jax.bench.words.table import plain_name
 from cotir_jax.images.pictures import PICTURE_SUFFIXES, contact_sheet, save_picture
 
 _SEVERITIES = {"mild": 1 / 6, "moderate": 1 / 2, "severe": 5 / 6}
@@ -21,10 +22,10 @@ _PHOTO, _SECOND = "coffee", "motorcycle_left"
 def write_gallery(
     out: Path | str, photo: Path | str | None = None, side: int = 160, seed: int = 8
 ) -> list[Path]:
-    """Draw two sheets: ``out`` with every degradation, and beside it one with the composites.
+    """Draws two sheets: `out` with every degradation, and next to it one with the composites.
 
     Args:
-        out: the first picture; the second one's name has ``-composites`` before the suffix.
+        out: the first picture; the second one's name has `-composites` before the suffix.
         photo: what to degrade; by default a photograph that ships inside scikit-image.
         side: of each picture on the sheets in pixels; they are degraded at three times that.
         seed: of every draw.
@@ -52,16 +53,16 @@ def write_gallery(
 def degradations_sheet(
     clean: np.ndarray, side: int, seed: int = 0, second: np.ndarray | None = None
 ) -> np.ndarray:
-    """The clean picture and every degradation at three severities, in two halves.
+    """Shows the clean picture and every degradation at three severities, in two halves.
 
     Args:
-        clean: uint8 ``[size, size, 3]``.
+        clean: uint8 `[size, size, 3]`.
         side: of each picture on the sheet.
         seed: of the draws.
-        second: uint8 ``[any, any, 3]`` to show in window reflections.
+        second: uint8 `[any, any, 3]` to show in window reflections.
 
     Returns:
-        uint8 ``[height, width, 3]``.
+        uint8 `[height, width, 3]`.
     """
     rows = {"clean": [_small(clean, side)]}
     for name in SINGLES:
@@ -69,10 +70,15 @@ def degradations_sheet(
             _example(clean, name, severity, side, seed, second) for severity in _SEVERITIES.values()
         ]
     half = (len(rows) + 1) // 2
-    labels = list(rows)
+    names = list(rows)
     halves = [
-        contact_sheet([rows[name] for name in part], part, list(_SEVERITIES), font_size=13)
-        for part in (labels[:half], labels[half:])
+        contact_sheet(
+            [rows[name] for name in part],
+            [plain_name(name) for name in part],
+            list(_SEVERITIES),
+            font_size=13,
+        )
+        for part in (names[:half], names[half:])
     ]
     return np.concatenate(_same_size(halves, axis=0), axis=1)
 
@@ -80,12 +86,12 @@ def degradations_sheet(
 def composites_sheet(
     clean: np.ndarray, side: int, seed: int = 0, second: np.ndarray | None = None
 ) -> np.ndarray:
-    """The composites at moderate severity with their names, those of the test alone last.
+    """Shows the composites at moderate severity with their names, those of the test split last.
 
-    Args: as of ``degradations_sheet``.
+    Args: as of `degradations_sheet`.
 
     Returns:
-        uint8 ``[height, width, 3]``.
+        uint8 `[height, width, 3]`.
     """
     blocks = []
     for label, names in (("seen", SEEN), ("unseen: test only", UNSEEN)):
@@ -113,12 +119,12 @@ def _small(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def _captioned(picture: np.ndarray, name: str) -> np.ndarray:
-    """The picture with the parts of its name below it, in up to three lines."""
+    """Writes the parts of a picture's name below it, in up to three lines."""
     size, width = 11, picture.shape[1]
     font = load_font(size)
     lines = [""]
     for number, part in enumerate(name.split("+")):
-        word = part if number == 0 else f"+ {part}"
+        word = plain_name(part) if number == 0 else f"+ {plain_name(part)}"
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width:
             lines.append(word)
@@ -131,7 +137,7 @@ def _captioned(picture: np.ndarray, name: str) -> np.ndarray:
 
 
 def _same_size(parts: list[np.ndarray], axis: int) -> list[np.ndarray]:
-    """White added at the bottom (axis 0) or on the right (axis 1) of the smaller ones."""
+    """Adds white at the bottom (axis 0) or on the right (axis 1) of the smaller ones."""
     most = max(part.shape[axis] for part in parts)
     padded = []
     for part in parts:

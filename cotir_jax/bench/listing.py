@@ -36,7 +36,7 @@ class ListedPicture(NamedTuple):
 
     @property
     def name(self) -> str:
-        """File name of the degraded picture."""
+        """Returns the file name of the degraded picture."""
         return Path(self.lq_path).name
 
 

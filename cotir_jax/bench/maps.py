@@ -12,9 +12,9 @@ from cotir_jax.images.pictures import PICTURE_SUFFIXES, list_pictures, load_pict
 
 
 class Maps(NamedTuple):
-    """Files that stand in for what is otherwise made up; empty ones change nothing.
+    """Files that replace what is otherwise made up; without any, nothing changes.
 
-    ``depth`` goes from a photo's file name without suffix to its depth map, in which bright is
+    `depth` goes from a photo's file name without suffix to its depth map, in which bright is
     near, as in OneRestore's data and in what monocular depth networks write. Masks are bright
     where rain or snow is; one of them is drawn for each sample.
     """
@@ -29,7 +29,7 @@ def load_maps(
     rain_masks: Path | str | None = None,
     snow_masks: Path | str | None = None,
 ) -> Maps:
-    """Find the maps: each argument a folder of pictures, one picture, or None.
+    """Finds the maps: each argument a folder of pictures, one picture, or None.
 
     Raises:
         ValueError: a path is missing, holds no pictures or something that is none, or two depth
@@ -39,7 +39,7 @@ def load_maps(
     for path in _pictures(depth):
         if path.stem in by_photo:
             raise ValueError(
-                f"{path}: a second depth map beside {by_photo[path.stem].name} for photo "
+                f"{path}: a second depth map besides {by_photo[path.stem].name} for photo "
                 f"{path.stem!r}; remove one"
             )
         by_photo[path.stem] = path
@@ -64,7 +64,7 @@ def _pictures(place: Path | str | None) -> list[Path]:
 
 @lru_cache(maxsize=16)  # 3 MB each, in every worker
 def load_map(path: Path) -> np.ndarray:
-    """A map's brightness, read-only float32 ``[height, width]`` in [0, 1]; recent ones are kept.
+    """Reads a map's brightness, read-only float32 `[height, width]` in [0, 1]; keeps recent ones.
 
     Raises:
         ValueError: it cannot be read.
@@ -75,9 +75,9 @@ def load_map(path: Path) -> np.ndarray:
 
 
 def depth_of_photo(maps: Maps, photo: Path, height: int, width: int) -> np.ndarray | None:
-    """The nearness that ``maps`` holds for a photo, brought to the photo's size.
+    """Returns the nearness that `maps` holds for a photo, brought to the photo's size.
 
-    It is to be cut like the photo, and the cut given to ``composites.sample_chain``.
+    It is to be cut like the photo, and the cut given to `composites.sample_chain`.
 
     Args:
         photo: the photo's path; its name without suffix is looked up.
@@ -85,7 +85,7 @@ def depth_of_photo(maps: Maps, photo: Path, height: int, width: int) -> np.ndarr
         width: of the photo in pixels.
 
     Returns:
-        float32 ``[height, width]`` in [0, 1], 1 nearest; None where there is none.
+        float32 `[height, width]` in [0, 1], 1 nearest; None where there is none.
 
     Raises:
         ValueError: unreadable, or of other proportions than the photo (by more than 2 %).
@@ -98,7 +98,7 @@ def depth_of_photo(maps: Maps, photo: Path, height: int, width: int) -> np.ndarr
     if abs(found / expected - 1) > 0.02:
         raise ValueError(
             f"{path}: {field.shape[1]}x{field.shape[0]} has other proportions than {photo.name} "
-            f"({width}x{height}); give the depth map of the whole photo"
+            f"({width}x{height}); give the depth map of the full photo"
         )
     image = Image.fromarray(field).resize((width, height), Image.Resampling.BILINEAR)
     return np.asarray(image)

@@ -10,16 +10,16 @@ _FINER = 2  # pages are drawn at twice their size and scaled down, which smooths
 
 
 def draw_page(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Draw a page around a photo: paper, blocks of text, charts, figures, the photo as an inset.
+    """Draws a page around a photo: paper, blocks of text, charts, figures, the photo as an inset.
 
-    A model that has seen photos alone takes white paper and hard edges for glare, and corrects
+    A model that has seen only photos takes white paper and hard edges for glare, and corrects
     them.
 
     Args:
-        photo: uint8 ``[side, side, 3]``.
+        photo: uint8 `[side, side, 3]`.
 
     Returns:
-        uint8 ``[side, side, 3]``, a page of the same size.
+        uint8 `[side, side, 3]`, a page of the same size.
     """
     side = _FINER * photo.shape[0]
     page = _paper(side, rng)
@@ -40,7 +40,7 @@ def draw_page(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _paper(side: int, rng: np.random.Generator) -> Image.Image:
-    """White or nearly, else any colour; a third of the papers change towards a second colour."""
+    """Draws paper, white or nearly, else of any colour; a third blends into a second colour."""
     ends = [
         rng.uniform(0, 255, 3) if rng.random() < 0.4 else 255 - np.abs(rng.normal(0, 10, 3))
         for _ in range(2)
@@ -55,7 +55,7 @@ def _paper(side: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _contrasting(paper: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
-    """Ink that can be read on paper of this mean colour: black or white, or nearly."""
+    """Chooses ink that can be read on paper of this mean colour: black or white, or nearly."""
     away = np.abs(rng.normal(0, 30, 3))
     return tuple(int(x) for x in np.clip(away if paper.mean() > 110 else 255 - away, 0, 255))
 
@@ -65,7 +65,7 @@ def _colour(rng: np.random.Generator) -> tuple[int, ...]:
 
 
 def _words(draw_on, box, ink, rng) -> None:
-    """Lines of made-up words of one size, a headline where the size is large."""
+    """Draws lines of made-up words of one size, a headline where the size is large."""
     left, top, right, bottom = box
     size = int(np.exp(rng.uniform(np.log(14), np.log(70))))
     font = load_font(size)
@@ -108,13 +108,13 @@ def _table(draw_on, box, ink, rng) -> None:
 
 
 def _panel(draw_on, box, ink, rng) -> None:
-    """A filled box or ellipse, with an outline half of the time, as buttons and cartoons have."""
+    """Draws a filled box or ellipse, as buttons and cartoons have; half of them have an outline."""
     shape = draw_on.ellipse if rng.random() < 0.4 else draw_on.rectangle
     shape(box, _colour(rng), ink if rng.random() < 0.5 else None, int(rng.integers(2, 9)))
 
 
 def _cartoon(draw_on, box, ink, rng) -> None:
-    """A filled outline of random corners."""
+    """Draws a filled outline of random corners."""
     left, top, right, bottom = box
     turns = np.sort(rng.uniform(0, 2 * np.pi, int(rng.integers(3, 12))))
     reach = rng.uniform(0.4, 1, len(turns))

@@ -33,13 +33,13 @@ PhotoPath: TypeAlias = Path | epath.Path
 def find_photos(
     photos: Path | str | None, test_photos: Path | str | None, seed: int
 ) -> tuple[list[PhotoPath], list[PhotoPath]]:
-    """The photos to train on and those to test on; no file is in both.
+    """Finds the photos to train on and those to test on; no file is in both.
 
     Args:
-        photos: a folder or bucket (``gs://...``), or None for the photographs that ship inside
+        photos: a folder or bucket (`gs://...`), or None for the photographs that ship inside
             scikit-image.
-        test_photos: a folder of test photos; then all of ``photos`` is for training. By default
-            an eighth of ``photos``, at least one, is set apart, chosen by ``seed``.
+        test_photos: a folder of test photos; then all of `photos` is for training. By default
+            an eighth of `photos`, at least one, is kept for the test, chosen by `seed`.
 
     Raises:
         ValueError: a missing or empty folder, too few photos, or one file in both folders.
@@ -77,7 +77,7 @@ def _photos_in(folder: Path | str) -> list[PhotoPath]:
 
 
 def fingerprint(photos: Sequence[PhotoPath]) -> str:
-    """A hash of the files' names and sizes, in order; their folder does not matter."""
+    """Returns a hash of the files' names and sizes, in order; their folder does not matter."""
     digest = hashlib.sha256()
     for path in photos:
         stat = path.stat()
@@ -101,7 +101,7 @@ def _bundled_photos() -> tuple[list[PhotoPath], list[PhotoPath]]:
 
 
 def trimmed_photo(path: PhotoPath) -> np.ndarray:
-    """A photo without its outermost 2 pixels, uint8 ``[height, width, 3]``, read-only.
+    """Reads a photo without its outermost 2 pixels, uint8 `[height, width, 3]`, read-only.
 
     Photos used last are kept, up to 256 MB.
 
@@ -134,14 +134,14 @@ class Crop(NamedTuple):
 
 
 def choose_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> Crop:
-    """Choose a square to be scaled to ``size`` pixels, mirrored half of the time.
+    """Chooses a square to be scaled to `size` pixels, mirrored half of the time.
 
-    The scale lies between the one at which the photo's shorter side just fits and full
+    The scale is between that at which the photo's shorter side just fits and full
     resolution; a smaller photo is enlarged as little as needed. Flat places (black corners, sky)
     are avoided where the photo has better ones.
 
     Args:
-        photo: uint8 ``[height, width, 3]``.
+        photo: uint8 `[height, width, 3]`.
     """
     height, width = photo.shape[:2]
     fits = size / min(height, width)
@@ -162,18 +162,18 @@ def choose_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> Crop:
 
 
 def recolour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Give a photo colours and contrast that it might not have, its shapes kept.
+    """Gives a photo colours and contrast that it might not have, its shapes kept.
 
     The channels in any order, a gamma of each, a saturation of 0 to 2 (a tenth of the photos
     becomes grey), then contrast and light, which may clip. A model that has seen the palette of
-    one collection alone corrects others towards it, asked or not: white paper becomes grey, a
+    only one collection corrects others towards it, asked or not: white paper becomes grey, a
     bright feather pale.
 
     Args:
-        photo: uint8 ``[height, width, 3]``.
+        photo: uint8 `[height, width, 3]`.
 
     Returns:
-        uint8 ``[height, width, 3]``.
+        uint8 `[height, width, 3]`.
     """
     gamma = np.exp(rng.normal(0, 0.15, 3)).astype(np.float32)
     values = (photo[..., rng.permutation(3)] / np.float32(255)) ** gamma
@@ -186,8 +186,8 @@ def recolour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def cut(field: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """Cut a crop from a photo, uint8 ``[height, width, 3]``, or its float32 ``[height, width]``
-    depth, and scale it to ``size`` pixels a side; dtype and channels stay."""
+    """Cuts a crop from a photo, uint8 `[height, width, 3]`, or its float32 `[height, width]`
+    depth, and scale it to `size` pixels a side; dtype and channels stay."""
     photo = field.dtype == np.uint8
     how = Image.Resampling.LANCZOS if photo else Image.Resampling.BILINEAR
     image = Image.fromarray(field).resize((size, size), how, box=crop.box)

@@ -56,7 +56,7 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """A whole benchmark. Same plan, same bytes.
+    """A complete benchmark: the same plan gives the same bytes.
 
     Attributes:
         photos: clean photos of each split.
@@ -82,14 +82,14 @@ class Plan:
         return sorted(self.names[split], key=folder_name).index(name) * self.counts[split]
 
     def jobs(self, split: str, samples: int) -> Iterator["Job"]:
-        """The split in pieces of up to ``samples`` of one degradation, in the order of names."""
+        """Yields pieces of up to `samples` of one degradation, in the order of names."""
         for name in self.names[split]:
             for start in range(0, self.counts[split], samples):
                 numbers = range(start, min(start + samples, self.counts[split]))
                 yield self.job(split, name, numbers)
 
     def job(self, split: str, name: str, numbers: range) -> "Job":
-        """The samples ``numbers`` of one degradation."""
+        """Returns the work for the samples `numbers` of one degradation."""
         # Photos take turns, from a start that differs between degradations.
         photos = self.photos[split]
         turns = [number + _code(name) for number in numbers]
@@ -116,11 +116,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Job:
-    """The samples ``numbers`` of one degradation and split, one of ``photos`` for each.
+    """The samples `numbers` of one degradation and split, one of `photos` for each.
 
-    ``position`` is the place of the first of them among all samples of the split (sorted by
-    folder and number); ``others`` are photos that window reflections show, or none. ``recoloured``
-    is the probability that a clean photo gets other colours, ``drawn`` that a page is drawn
+    `position` is the place of the first of them among all samples of the split (sorted by
+    folder and number); `others` are photos that window reflections show, or none. `recoloured`
+    is the probability that a clean photo gets other colours, `drawn` that a page is drawn
     around it; no benchmark has them.
     """
 
@@ -139,7 +139,7 @@ class Job:
 
 
 class Sample(NamedTuple):
-    """Key, clean and degraded picture as PNG bytes, and ``meta.json``."""
+    """Key, clean and degraded picture as PNG bytes, and `meta.json`."""
 
     key: str
     hq: bytes
@@ -163,18 +163,18 @@ def make_plan(
     scene_endpoint: str | None = None,
     scene_model: str | None = None,
 ) -> Plan:
-    """Look for the photos and maps, and settle what is to be built.
+    """Finds the photos and maps, and decides what is to be built.
 
     Args:
         photos: folder of clean photos; by default those that ship inside scikit-image.
-        test_photos: folder of clean test photos; by default some of ``photos`` are set apart.
+        test_photos: folder of clean test photos; by default some of `photos` are kept for it.
         samples_per_degradation: training pairs of each degradation and composite.
         test_per_degradation: test pairs of each; 0 makes no test split.
         size: side of the square pictures in pixels.
-        degradations: names or named sets, see ``choose_names``. Composites that the benchmark
+        degradations: names or named sets, see `choose_names`. Composites that the benchmark
             keeps unseen in training come into the test split only.
         composites: False leaves composites out.
-        depth: a depth map or a folder of them, see ``maps.load_maps``.
+        depth: a depth map or a folder of them, see `maps.load_maps`.
         rain_masks: a mask or a folder of masks to draw rain from.
         snow_masks: likewise for snow.
         scene_endpoint: an OpenAI-compatible endpoint that writes the scene sentences; the samples
@@ -201,7 +201,7 @@ def make_plan(
     names = choose_names(degradations, composites)
     train = tuple(name for name in names if name not in UNSEEN)
     if not train and not test_per_degradation:
-        raise ValueError(f"{', '.join(names)} are for the test alone, and test samples are 0")
+        raise ValueError(f"{', '.join(names)} are only for the test, and test samples are 0")
     found = find_photos(photos, test_photos, seed)
     return Plan(
         photos=dict(zip(SPLITS, found, strict=True)),
@@ -215,12 +215,12 @@ def make_plan(
 
 
 def choose_names(degradations: str | Sequence[str], composites: bool = True) -> tuple[str, ...]:
-    """Degradations by name (``haze``, ``low-light+noise``) or named set, in order, each once.
+    """Looks up degradations by name (`haze`, `low-light+noise`) or set, in order, each once.
 
     Args:
-        degradations: names and sets, comma-separated or in a sequence. Sets are ``all``,
-            ``quick`` (those of configs/nano.py), ``singles``, and the composites ``seen`` and
-            ``unseen`` in training.
+        degradations: names and sets, comma-separated or in a sequence. Sets are `all`,
+            `quick` (those of configs/nano.py), `singles`, and the composites `seen` and
+            `unseen` in training.
         composites: False leaves composites out.
 
     Raises:
@@ -243,13 +243,13 @@ def choose_names(degradations: str | Sequence[str], composites: bool = True) -> 
 
 
 def make_samples(job: Job) -> Iterator[Sample]:
-    """The samples of a job, in order."""
+    """Makes the samples of a job, in order."""
     for number in job.numbers:
         yield make_sample(job, number)
 
 
 def make_sample(job: Job, number: int, compress_level: int = 1) -> Sample:
-    """Crop a photo, degrade it, write its thoughts and encode both pictures.
+    """Crops a photo, degrades it, writes its thoughts and encodes both pictures.
 
     Args:
         job: what is asked for.
@@ -293,7 +293,7 @@ def listed(job: Job, key: str, meta: dict[str, Any]) -> ListedPicture:
 
 
 def prompts_of(plan: Plan) -> dict[str, list[str]]:
-    """The prompt files of a plan: name without suffix -> lines."""
+    """Returns the prompt files of a plan: name without suffix -> lines."""
     return prompt_files(
         tuple(dict.fromkeys(name for split in SPLITS for name in plan.names[split]))
     )
@@ -301,7 +301,7 @@ def prompts_of(plan: Plan) -> dict[str, list[str]]:
 
 @lru_cache(maxsize=1)
 def scene_writer(scene: Scene) -> SceneWriter:
-    """This process's writer for an endpoint; it counts its failures."""
+    """Returns this process's writer for an endpoint; it counts its failures."""
     return SceneWriter(*scene)
 
 

@@ -19,7 +19,7 @@ Spread = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[tuple[Any, Any
 
 @contextmanager
 def spread_over(workers: int | None) -> Iterator[Spread]:
-    """Give ``spread(function, items)``, which yields ``(item, function(item))`` as they get done.
+    """Yields `spread(function, items)`, which yields `(item, function(item))` as they get done.
 
     Items are taken from their iterable as processes become free, so that neither they nor the
     results pile up. Processes are spawned, never forked, because the caller may have started

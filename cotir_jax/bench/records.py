@@ -1,8 +1,8 @@
-"""A benchmark as a TFDS data set of ArrayRecord files: where it lies, and how it is read.
+"""A benchmark as a TFDS data set of ArrayRecord files: its paths, and how it is read.
 
     tfds.data_source("cotir_bench", split="train", data_dir=folder)[5]["lq"]
 
-``tfds_builder`` writes it. Samples lie in the order of their keys: by degradation folder, then
+`tfds_builder` writes it. Samples lie in the order of their keys: by degradation folder, then
 by number. TensorFlow is not needed.
 """
 
@@ -16,22 +16,22 @@ NAME, VERSION = "cotir_bench", "1.0.0"
 
 
 def shard_path(folder: Path, split: str, number: int, total: int) -> Path:
-    """Where shard ``number`` of ``total`` of a split lies, by TFDS's naming.
+    """Returns the path of shard `number` of `total` of a split, by TFDS's naming.
 
     Args:
-        folder: TFDS's ``data_dir``, here and below.
+        folder: TFDS's `data_dir`, here and below.
     """
     name = f"{NAME}-{split}.array_record-{number:05d}-of-{total:05d}"
     return folder / NAME / VERSION / name
 
 
 def is_data_set(folder: Path) -> bool:
-    """Whether ``folder`` holds the data set, whole."""
+    """Returns whether `folder` holds the complete data set."""
     return (folder / NAME / VERSION / "dataset_info.json").is_file()
 
 
 def read_info(folder: Path) -> dict[str, Any]:
-    """``counts``, split -> degradation folder -> samples, and ``prompts``, name -> lines.
+    """Reads `counts`, split -> degradation folder -> samples, and `prompts`, name -> lines.
 
     Raises:
         ValueError: the file that should hold them is missing or damaged.
@@ -47,7 +47,7 @@ def read_info(folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=8)
 def open_split(folder: Path, split: str) -> Sequence[dict[str, bytes]]:
-    """A split by place, every feature as bytes (the pictures as PNG).
+    """Opens a split by place, every feature as bytes (the pictures as PNG).
 
     Raises:
         ValueError: no such split.

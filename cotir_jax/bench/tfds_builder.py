@@ -1,6 +1,6 @@
-r"""Writes a benchmark as the TFDS data set ``cotir_bench``, by itself or as a Beam pipeline.
+r"""Writes a benchmark as the TFDS data set `cotir_bench`, by itself or as a Beam pipeline.
 
-The samples and their order are the same, whether ``build_bench`` writes them shard by shard or
+The samples and their order are the same, whether `build_bench` writes them shard by shard or
 Beam does, on one machine or on many:
 
     pip install '.[dataflow]'
@@ -11,7 +11,7 @@ Beam does, on one machine or on many:
         --extra_package=dist/cotir_jax-0.1.0-py3-none-any.whl --requirements_file=dist/gcsfs.txt"
 
 The wheel takes the package to the machines. TensorFlow is not needed anywhere; Beam only for
-``build_with_beam``.
+`build_with_beam`.
 """
 
 import json
@@ -43,16 +43,16 @@ _BEAM_SAMPLES = 16  # of a piece of work: small enough to spread over many machi
 
 
 class CotirBench(tfds.core.GeneratorBasedBuilder):
-    """The data set ``cotir_bench``.
+    """The data set `cotir_bench`.
 
-    Features of a sample: ``key``; ``deg``, the degradation's name; ``hq`` and ``lq``, the clean
-    and the degraded picture, uint8 ``[size, size, 3]``, kept as PNG; ``meta``, the text of
-    ``meta.json``. The metadata holds ``counts`` (folder -> samples of each split) and
-    ``prompts`` (the prompt files' lines).
+    Features of a sample: `key`; `deg`, the degradation's name; `hq` and `lq`, the clean
+    and the degraded picture, uint8 `[size, size, 3]`, kept as PNG; `meta`, the text of
+    `meta.json`. The metadata holds `counts` (folder -> samples of each split) and
+    `prompts` (the prompt files' lines).
 
     Args:
         plan: what to generate; None only reads.
-        arguments: those of TFDS, such as ``data_dir``.
+        arguments: those of TFDS, such as `data_dir`.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -94,7 +94,7 @@ class CotirBench(tfds.core.GeneratorBasedBuilder):
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The features that ``CotirBench`` describes."""
+    """Returns the features that `CotirBench` describes."""
     return tfds.features.FeaturesDict(
         {
             "key": tfds.features.Text(),
@@ -135,11 +135,11 @@ def write_records(job: Job, samples: Iterable[Sample], path: Path) -> None:
 
 
 def write_info(plan: Plan, folder: Path, lengths: Mapping[str, Sequence[int]]) -> None:
-    """Write TFDS's own files beside shards that ``write_records`` wrote.
+    """Writes TFDS's own files next to shards that `write_records` wrote.
 
     Args:
         plan: of the shards.
-        folder: TFDS's ``data_dir``.
+        folder: TFDS's `data_dir`.
         lengths: samples of each shard, by split.
     """
     builder = CotirBench(plan, data_dir=folder, file_format="array_record")
@@ -174,21 +174,21 @@ def build_with_beam(
     beam_options: Sequence[str] = (),
     **choices: Any,
 ) -> dict[str, dict[str, int]]:
-    """Build the data set as an Apache Beam pipeline; the samples are those of ``build_bench``.
+    """Builds the data set as an Apache Beam pipeline; the samples are those of `build_bench`.
 
-    A local ``out`` also gets ``prompts/`` and ``test/`` as files.
+    A local `out` also gets `prompts/` and `test/` as files.
 
     Args:
-        out: TFDS's ``data_dir``, a folder or bucket without this data set.
+        out: TFDS's `data_dir`, a folder or bucket without this data set.
         photos: folder or bucket of clean photos; by default those inside scikit-image.
-        beam_options: Beam's, such as ``--runner=DataflowRunner``; by default its DirectRunner.
-        choices: further arguments of ``plan.make_plan``.
+        beam_options: Beam's, such as `--runner=DataflowRunner`; by default its DirectRunner.
+        choices: further arguments of `plan.make_plan`.
 
     Returns:
-        ``{"train": {degradation folder: samples}, "test": {degradation folder: samples}}``.
+        `{"train": {degradation folder: samples}, "test": {degradation folder: samples}}`.
 
     Raises:
-        ValueError: Beam is not installed, the data set is there already, or what ``make_plan``
+        ValueError: Beam is not installed, the data set is there already, or what `make_plan`
             refuses.
     """
     try:

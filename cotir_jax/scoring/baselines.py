@@ -58,7 +58,7 @@ def wavelet(picture: np.ndarray) -> np.ndarray:
 
 def unsharp(picture: np.ndarray) -> np.ndarray:
     """Sharpens: adds once the difference from a Gaussian blur of 2 pixels."""
-    # Not channel_axis=-1: with it, scikit-image 0.26 fills the first three rows alone.
+    # Not channel_axis=-1: with it, scikit-image 0.26 fills only the first three rows.
     sharp = filters.unsharp_mask(util.img_as_float32(picture), radius=2, amount=1, channel_axis=2)
     return _to_bytes(sharp)
 

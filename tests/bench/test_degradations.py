@@ -287,6 +287,9 @@ def test_whatever_hangs_in_the_air_is_dark_at_night(name, field):
 
 def test_every_degradation_has_words():
     assert tuple(WORDS) == tuple(APPLY) == tuple(SAMPLE) == tuple(RANGES)
+    for name in APPLY:
+        assert APPLY[name].__name__ == name.replace("-", "_")
+        assert SAMPLE[name].__name__ == f"sample_{APPLY[name].__name__}"
     assert len({words.plain for words in WORDS.values()}) == len(WORDS)
     assert plain_name("low-light+lost_color") == "low light + lost colour"
     assert plain_name("Low Light+x") == "Low Light + x"  # foreign names stay as they are

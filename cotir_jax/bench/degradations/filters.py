@@ -12,29 +12,29 @@ GAMMA = 2.2
 
 
 def to_light(picture: np.ndarray) -> np.ndarray:
-    """Gamma-coded values in [0, 1] as linear light."""
+    """Returns gamma-coded values in [0, 1] as linear light."""
     return picture**GAMMA
 
 
 def to_picture(light: np.ndarray) -> np.ndarray:
-    """Linear light, cut to [0, 1] as a sensor does, as gamma-coded values."""
+    """Returns linear light, clipped to [0, 1] as a sensor does, as gamma-coded values."""
     return np.clip(light, 0, 1) ** (1 / GAMMA)
 
 
 def luma(picture: np.ndarray) -> np.ndarray:
-    """Brightness ``[height, width]`` of a float picture ``[height, width, 3]``."""
+    """Returns brightness `[height, width]` of a float picture `[height, width, 3]`."""
     return picture @ _LUMA
 
 
 def resize(field: np.ndarray, height: int, width: int, method: int) -> np.ndarray:
-    """Resize float32 ``[height, width]`` with one of Pillow's resampling filters."""
+    """Resizes float32 `[height, width]` with one of Pillow's resampling filters."""
     return np.asarray(Image.fromarray(field).resize((width, height), method))
 
 
 def smooth_noise(
     height: int, width: int, cell: float, octaves: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Cloud-like noise in [0, 1], float32 ``[height, width]``.
+    """Draws cloud-like noise in [0, 1], float32 `[height, width]`.
 
     Octaves of random grids are enlarged bicubically; each next one has half the cell (in
     pixels) and half the weight.
@@ -50,7 +50,7 @@ def smooth_noise(
 
 
 def guided_filter(guide: np.ndarray, field: np.ndarray, radius: int, epsilon: float) -> np.ndarray:
-    """Smooth ``field`` so that its edges follow those of ``guide``, both ``[height, width]``.
+    """Smooths `field` so that its edges follow those of `guide`, both `[height, width]`.
 
     References:
         He, Sun and Tang, Guided Image Filtering, ECCV 2010, equations 5, 6 and 8.
@@ -68,7 +68,7 @@ def guided_filter(guide: np.ndarray, field: np.ndarray, radius: int, epsilon: fl
 
 
 def capsule_kernel(length: float, degrees: float, radius: float, softness: float) -> np.ndarray:
-    """A soft-edged stroke: pixels within ``radius`` of a centred segment, peak at most 1.
+    """Returns a soft-edged stroke: pixels within `radius` of a centred segment, peak at most 1.
 
     Args:
         length: of the segment in pixels; 0 gives a disk.
@@ -77,7 +77,7 @@ def capsule_kernel(length: float, degrees: float, radius: float, softness: float
         softness: width in pixels of the edge ramp; 1 is plain antialiasing.
 
     Returns:
-        float32 ``[odd, odd]``.
+        float32 `[odd, odd]`.
     """
     half = int(np.ceil(length / 2 + radius + softness))
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
@@ -97,12 +97,12 @@ def scatter(
     faintest: float,
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """Stamp ``kernel`` at about ``count`` random places, opacities from ``faintest`` to 1.
+    """Stamps `kernel` at about `count` random places, opacities from `faintest` to 1.
 
     Places lie beyond the border too, so that the border is as covered as the middle.
 
     Returns:
-        float32 ``[height, width]``, not clipped.
+        float32 `[height, width]`, not clipped.
     """
     pad = kernel.shape[0] // 2
     rows, columns = height + 2 * pad, width + 2 * pad
@@ -114,7 +114,7 @@ def scatter(
 
 
 def place_mask(mask: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A random window of a mask ``[any, any]``, mirrored half of the time, as ``[height, width]``.
+    """Cuts a random window `[height, width]` from a mask, mirrored half of the time.
 
     The mask is scaled by at least what makes it cover the picture and at most 1.5 times that.
     """
@@ -129,7 +129,7 @@ def place_mask(mask: np.ndarray, height: int, width: int, rng: np.random.Generat
 
 
 def convolve(picture: np.ndarray, kernel: np.ndarray) -> np.ndarray:
-    """Convolve float32 ``[height, width, channels]`` with an odd kernel, mirrored borders."""
+    """Convolves float32 `[height, width, channels]` with an odd kernel, mirrored borders."""
     pad_y, pad_x = kernel.shape[0] // 2, kernel.shape[1] // 2
     padded = np.pad(picture, ((pad_y, pad_y), (pad_x, pad_x), (0, 0)), mode="symmetric")
     return _convolve_valid(padded, kernel)

@@ -12,11 +12,11 @@ from cotir_jax.bench.degradations.ranges import draw
 class FlareParams:
     """A light source and what the lens makes of it; lengths in pixels, light in units of white.
 
-    ``x`` and ``y`` are shares of width and height, ``gain`` the light of glow and streaks,
-    ``glow`` the radius at which the glow has fallen to a third, ``streak`` the length over
-    which ``streaks`` rays fade, ``degrees`` the lean of the first. ``ghosts`` blobs of
-    brightness ``ghost`` lie on the line through the picture's centre; ``ring`` is the radius of
-    a faint rainbow, 0 for none. ``colour`` is the lamp's.
+    `x` and `y` are shares of width and height, `gain` the light of glow and streaks,
+    `glow` the radius at which the glow has fallen to a third, `streak` the length over
+    which `streaks` rays fade, `degrees` the lean of the first. `ghosts` blobs of
+    brightness `ghost` lie on the line through the picture's centre; `ring` is the radius of
+    a faint rainbow, 0 for none. `colour` is the lamp's.
     """
 
     x: float
@@ -33,7 +33,7 @@ class FlareParams:
 
 
 def sample_flare(severity: float, side: int, rng: np.random.Generator) -> FlareParams:
-    """A flare of ``severity`` in [0, 1]; sizes in pixels grow with the picture's ``side``."""
+    """Draws a flare of `severity` in [0, 1]; sizes in pixels grow with the picture's `side`."""
     scale = side / 512
     warmth = float(rng.uniform(-0.15, 0.35))  # cold to warm
     return FlareParams(
@@ -52,14 +52,14 @@ def sample_flare(severity: float, side: int, rng: np.random.Generator) -> FlareP
 
 
 def flare(picture: np.ndarray, params: FlareParams, rng: np.random.Generator) -> np.ndarray:
-    """Add stray light: I = clip(J^2.2 + F)^(1/2.2).
+    """Adds stray light: I = clip(J^2.2 + F)^(1/2.2).
 
     Flare7K also changes gain and noise of the base picture and takes the changed one for its
     target. Here the target stays the clean picture J: exposure and noise are degradations of
     their own, and a chain adds them where they are wanted.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Dai et al., Flare7K, NeurIPS 2022 (addition in linear light); Hullin et al.,
@@ -73,14 +73,14 @@ def flare(picture: np.ndarray, params: FlareParams, rng: np.random.Generator) ->
 def flare_light(
     height: int, width: int, params: FlareParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """F, the stray light in units of white, float32 ``[height, width, 3]``, not negative."""
+    """Computes F, the stray light in units of white, float32 `[height, width, 3]`, 0 or more."""
     centre = np.float32(params.x * (width - 1)), np.float32(params.y * (height - 1))
     x = (np.arange(width, dtype=np.float32) - centre[0])[None, :]
     y = (np.arange(height, dtype=np.float32) - centre[1])[:, None]
     radius = np.sqrt(x * x + y * y)
     side = min(height, width)
     light = _glow(radius, params.glow)
-    light += 0.1 * np.exp(radius * np.float32(-1 / (0.5 * side)))  # veil over the whole picture
+    light += 0.1 * np.exp(radius * np.float32(-1 / (0.5 * side)))  # veil over the full picture
     light += _streaks(x, y, params)
     light += _starburst(x, y, radius, params, rng)
     flare = params.gain * light[..., None] * np.asarray(params.colour, np.float32)
@@ -92,13 +92,13 @@ def flare_light(
 
 
 def _glow(radius: np.ndarray, size: float) -> np.ndarray:
-    """A core that clips, and a halo that falls as the cube of the distance."""
+    """Draws a core that clips, and a halo that falls as the cube of the distance."""
     square = (radius * np.float32(1 / size)) ** 2
     return 3 * np.exp(-8 * square) + 1.2 / (1 + square) ** np.float32(1.5)
 
 
 def _streaks(x: np.ndarray, y: np.ndarray, params: FlareParams) -> np.ndarray:
-    """Straight rays by diffraction at the aperture's blades: thin, and fading outwards."""
+    """Draws straight rays by diffraction at the aperture's blades: thin, and fading outwards."""
     total = np.zeros(np.broadcast_shapes(x.shape, y.shape), np.float32)
     for number in range(params.streaks // 2):
         angle = np.deg2rad(params.degrees) + np.pi * number / (params.streaks // 2)
@@ -112,7 +112,7 @@ def _streaks(x: np.ndarray, y: np.ndarray, params: FlareParams) -> np.ndarray:
 def _starburst(
     x: np.ndarray, y: np.ndarray, radius: np.ndarray, params: FlareParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Fine uneven rays around the source, from dust and scratches on the lens."""
+    """Draws fine uneven rays around the source, from dust and scratches on the lens."""
     count = 512
     rays = rng.random(count).astype(np.float32) ** 4
     rays = np.convolve(np.concatenate([rays[-2:], rays, rays[:2]]), np.ones(5) / 5, "valid")
@@ -125,7 +125,7 @@ def _starburst(
 
 
 def _add_ring(flare: np.ndarray, radius: np.ndarray, params: FlareParams) -> None:
-    """A thin halo whose colours lie apart, red outside."""
+    """Adds a thin halo whose colours are separate, red outside."""
     width = np.float32(1 / (0.05 * params.ring))
     for channel, size in enumerate((1.0, 0.96, 0.92)):
         offset = (radius - np.float32(params.ring * size)) * width
@@ -135,7 +135,7 @@ def _add_ring(flare: np.ndarray, radius: np.ndarray, params: FlareParams) -> Non
 def _add_ghost(
     flare: np.ndarray, params: FlareParams, source: tuple[float, float], rng: np.random.Generator
 ) -> None:
-    """A blurred image of the aperture, a disk or hexagon, on the line through the centre."""
+    """Adds a blurred aperture, a disk or hexagon, on the line through the centre."""
     height, width = flare.shape[:2]
     side = min(height, width)
     share = rng.uniform(0.3, 2.2)  # 1 is the centre, 2 as far beyond it as the source before it

@@ -15,7 +15,7 @@ from cotir_jax.bench.degradations.ranges import draw
 class RaindropParams:
     """How many drops cling to the pane, their middling radius and edge softness in pixels.
 
-    ``zoom`` is how many radii around a drop's centre it shows, upside down.
+    `zoom` is how many radii around a drop's centre it shows, upside down.
     """
 
     count: int
@@ -28,10 +28,10 @@ class RaindropParams:
 class ReflectionParams:
     """Highlights of shiny surfaces, or another scene mirrored in a pane.
 
-    For ``highlights``: ``count``, ``radius`` in pixels, and ``gain``, their light above white. For
-    ``window``: ``share``, the share 1 - alpha of reflected light, its ``blur`` and the
-    ``ghost`` between front and back of the pane in pixels, and the ``second`` photo, uint8
-    ``[any, any, 3]``; None mirrors the picture itself.
+    For `highlights`: `count`, `radius` in pixels, and `gain`, their light above white. For
+    `window`: `share`, the share 1 - alpha of reflected light, its `blur` and the
+    `ghost` between front and back of the pane in pixels, and the `second` photo, uint8
+    `[any, any, 3]`; None mirrors the picture itself.
     """
 
     kind: Literal["highlights", "window"]
@@ -45,7 +45,7 @@ class ReflectionParams:
 
 
 def sample_raindrop(severity: float, side: int, rng: np.random.Generator) -> RaindropParams:
-    """Drops of ``severity`` in [0, 1]; sizes in pixels grow with the picture's ``side``."""
+    """Draws drops of `severity` in [0, 1]; sizes in pixels grow with the picture's `side`."""
     return RaindropParams(
         count=int(draw("raindrop", "count", severity, rng)),
         radius=max(draw("raindrop", "radius", severity, rng) * side / 512, 1.5),
@@ -55,14 +55,14 @@ def sample_raindrop(severity: float, side: int, rng: np.random.Generator) -> Rai
 
 
 def raindrop(picture: np.ndarray, params: RaindropParams, rng: np.random.Generator) -> np.ndarray:
-    """Put drops on the pane: I = (1 - a) J + a s J(w(x)) in linear light.
+    """Puts drops on the pane: I = (1 - a) J + a s J(w(x)) in linear light.
 
     Each drop is a small wide-angle lens: w turns the scene around its centre upside down and
     squeezes it towards the rim, where the shade s darkens it. Where drops meet, the nearer
     centre wins. The camera looks past the pane, so drops have soft edges and no fine detail.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Qian et al., Attentive GAN for Raindrop Removal, CVPR 2018 (the composition); the lens is
@@ -103,7 +103,7 @@ def _add_drop(
     params: RaindropParams,
     rng: np.random.Generator,
 ) -> None:
-    """Draw one drop into ``opacity`` and ``shade``, and what it shows where into ``source``."""
+    """Draws one drop into `opacity` and `shade`, and what it shows where into `source`."""
     height, width = opacity.shape
     radius = params.radius * float(np.exp(rng.normal(-0.25, 0.5)))
     centre_y, centre_x = rng.uniform(0, height), rng.uniform(0, width)
@@ -134,7 +134,7 @@ def _add_drop(
 def sample_specular_reflection(
     severity: float, side: int, rng: np.random.Generator
 ) -> ReflectionParams:
-    """Reflections of ``severity`` in [0, 1]; sizes in pixels grow with the picture's ``side``."""
+    """Draws reflections of `severity` in [0, 1]; sizes in pixels grow with `side`."""
     name, scale = "specular-reflection", side / 512
     if rng.random() < 0.5:
         return ReflectionParams(
@@ -154,7 +154,7 @@ def sample_specular_reflection(
 def specular_reflection(
     picture: np.ndarray, params: ReflectionParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Add highlights, or the reflection in a pane, to float32 ``[height, width, 3]``."""
+    """Adds highlights, or the reflection in a pane, to float32 `[height, width, 3]`."""
     light = to_light(picture)
     if params.kind == "highlights":
         return to_picture(light + _highlights(picture, params, rng))
@@ -168,16 +168,16 @@ def specular_reflection(
 def pane(
     picture: np.ndarray, second: np.ndarray, params: ReflectionParams, turn: float
 ) -> np.ndarray:
-    """I = alpha J + (1 - alpha) (R * k) in linear light, 1 - alpha the reflection's share.
+    """Computes I = alpha J + (1 - alpha) (R * k) in linear light, 1 - alpha the reflection's share.
 
     The kernel k is a Gaussian, because the reflected scene is out of focus, at two places: front
     and back of the pane reflect 0.65 and 0.35 of the light.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
         second: R, of the same shape.
         params: share, blur and ghost.
-        turn: direction in radians in which the second reflection lies.
+        turn: direction in radians of the second reflection.
 
     References:
         Fan et al., CEILNet, ICCV 2017 (blurred reflection layer); Shih et al., Reflection
@@ -196,7 +196,7 @@ def pane(
 
 
 def _window_of(photo: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of a photo with the proportions ``[height, width]``, brought to that size."""
+    """Cuts a random part from a photo and brings it to the size `[height, width]`."""
     scale = min(photo.shape[0] / height, photo.shape[1] / width) * rng.uniform(0.6, 0.95)
     rows, columns = height * scale, width * scale
     top, left = rng.uniform(0, photo.shape[0] - rows), rng.uniform(0, photo.shape[1] - columns)
@@ -213,10 +213,10 @@ def _window_of(photo: np.ndarray, height: int, width: int, rng: np.random.Genera
 def _highlights(
     picture: np.ndarray, params: ReflectionParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """m Gamma of the dichromatic model I = J + m Gamma, float32 ``[height, width, 3]``, in light.
+    """Computes m Gamma of the dichromatic model I = J + m Gamma, in linear light.
 
-    Around each glint lies a sheen on what is brighter than its surroundings, as on wet or
-    polished things; both lie on bright parts, which face the lamp. Gamma is the lamp's colour.
+    Around each glint, everything brighter than its surroundings gets a sheen, as wet or
+    polished things have; both are on bright parts, which face the lamp. Gamma is the lamp's colour.
 
     References:
         Shafer, Using Color to Separate Reflection Components, 1985.
@@ -249,7 +249,7 @@ def _add_spot(
     lean: float,
     steepness: float,
 ) -> None:
-    """Add exp(-q^steepness), q the squared distance in units of the radii ``long`` and ``slim``."""
+    """Adds exp(-q^steepness), q the squared distance in units of the radii `long` and `slim`."""
     (row, column), reach = place, int(np.ceil(2.5 * long))
     top, left = max(row - reach, 0), max(column - reach, 0)
     part = field[top : row + reach + 1, left : column + reach + 1]

@@ -21,10 +21,10 @@ class LowLightParams:
 
 @dataclass(frozen=True)
 class ShadowParams:
-    """What casts it, its share of the picture, and the light that is left in it.
+    """The caster, its share of the picture, and the light that is left in it.
 
-    ``ambient`` is the share of red light left, ``blue`` how much more, relatively, is left of
-    blue, because the sky still lights the shadow; ``softness`` is the penumbra in pixels.
+    `ambient` is the share of red light left, `blue` how much more, relatively, is left of
+    blue, because the sky still lights the shadow; `softness` is the penumbra in pixels.
     """
 
     kind: Literal["building", "object", "foliage", "bars"]
@@ -35,19 +35,19 @@ class ShadowParams:
 
 
 def sample_low_light(severity: float, side: int, rng: np.random.Generator) -> LowLightParams:
-    """Low light of ``severity`` in [0, 1]; gamma 1.3 to 2.8 (OneRestore: 2 to 3)."""
+    """Draws low light of `severity` in [0, 1]; gamma 1.3 to 2.8 (OneRestore: 2 to 3)."""
     gamma = draw("low-light", "gamma", severity, rng)
     return LowLightParams(gamma, draw("low-light", "exposure", severity, rng))
 
 
 def low_light(picture: np.ndarray, params: LowLightParams, rng: np.random.Generator) -> np.ndarray:
-    """Darken by illumination: I = e R L^gamma with J = R L, so dark parts lose most.
+    """Darkens by illumination: I = e R L^gamma with J = R L, so dark parts lose most.
 
     L is the brightest channel, smoothed along the picture's edges. Noise of the dark exposure
-    is the sensor's and comes with the chain (``composites.sample_chain``).
+    is the sensor's and comes with the chain (`composites.sample_chain`).
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Guo et al., LIME, TIP 2017 (initial illumination); OneRestore's low-light synthesis.
@@ -59,7 +59,7 @@ def low_light(picture: np.ndarray, params: LowLightParams, rng: np.random.Genera
 
 
 def sample_shadow(severity: float, side: int, rng: np.random.Generator) -> ShadowParams:
-    """A shadow of ``severity`` in [0, 1]; its penumbra grows with the picture's ``side``."""
+    """Draws a shadow of `severity` in [0, 1]; its penumbra grows with the picture's `side`."""
     kind = ("building", "object", "foliage", "bars")[rng.integers(4)]
     return ShadowParams(
         kind=kind,
@@ -71,12 +71,12 @@ def sample_shadow(severity: float, side: int, rng: np.random.Generator) -> Shado
 
 
 def shadow(picture: np.ndarray, params: ShadowParams, rng: np.random.Generator) -> np.ndarray:
-    """Cast a shadow: I_c = (J_c^2.2 (1 - m (1 - k_c)))^(1/2.2), k the light left in each channel.
+    """Casts a shadow: I_c = (J_c^2.2 (1 - m (1 - k_c)))^(1/2.2), k the light left in each channel.
 
     The mask m is 1 in the umbra and falls off smoothly.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Le and Samaras, Shadow Removal via Shadow Image Decomposition, ICCV 2019 (a shadow is a
@@ -91,9 +91,9 @@ def shadow(picture: np.ndarray, params: ShadowParams, rng: np.random.Generator) 
 def shadow_mask(
     height: int, width: int, params: ShadowParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """The matte m in [0, 1], float32 ``[height, width]``; about ``cover`` of it is in shadow.
+    """Draws the matte m in [0, 1], float32 `[height, width]`; about `cover` of it is in shadow.
 
-    A field is cut at the level that leaves ``cover`` of it, then blurred. Drawn at half size:
+    A field is cut at the level that leaves `cover` of it, then blurred. Drawn at half size:
     nothing in it is sharp.
     """
     rows, columns = max(height // 2, 2), max(width // 2, 2)

@@ -28,10 +28,10 @@ class LostColorParams:
 class PhoneParams:
     """What a phone's small sensor and its processing do to a picture.
 
-    ``saturation`` multiplies colour, ``contrast`` mixes in a steep tone curve, ``smear`` mixes in
-    edge-keeping smoothing of fine texture, ``halo`` is the strength of the sharpening,
-    ``chroma`` the standard deviation of colour blotches in 255ths, ``quality`` that of the JPEG.
-    ``cast`` multiplies the channels.
+    `saturation` multiplies colour, `contrast` mixes in a steep tone curve, `smear` mixes in
+    edge-keeping smoothing of fine texture, `halo` is the strength of the sharpening,
+    `chroma` the standard deviation of colour blotches in 255ths, `quality` that of the JPEG.
+    `cast` multiplies the channels.
     """
 
     saturation: float
@@ -47,8 +47,8 @@ class PhoneParams:
 class WatermarkParams:
     """What is written or drawn over the picture, where, how large and how opaque.
 
-    ``size`` is the letters' height in pixels, ``x`` and ``y`` the centre as shares of width and
-    height (not for tiles), ``colour`` in [0, 1].
+    `size` is the letters' height in pixels, `x` and `y` the centre as shares of width and
+    height (not for tiles), `colour` in [0, 1].
     """
 
     text: str
@@ -62,20 +62,20 @@ class WatermarkParams:
 
 
 def sample_lost_color(severity: float, side: int, rng: np.random.Generator) -> LostColorParams:
-    """Lost colour of ``severity`` in [0, 1]; none is left from 0.7 on."""
+    """Draws lost colour of `severity` in [0, 1]; none is left from 0.7 on."""
     return LostColorParams(max(draw("lost_color", "kept", severity, rng), 0.0))
 
 
 def lost_color(
     picture: np.ndarray, params: LostColorParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """I = k J + (1 - k) Y with Y = 0.299 R + 0.587 G + 0.114 B in all channels (ITU-R BT.601)."""
+    """Fades colours: I = k J + (1 - k) Y, Y = 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601)."""
     grey = luma(picture)[..., None]
     return grey + np.float32(params.kept) * (picture - grey)
 
 
 def sample_smartphone_to_dslr(severity: float, side: int, rng: np.random.Generator) -> PhoneParams:
-    """A phone worse than a DSLR by ``severity`` in [0, 1]."""
+    """Draws a phone worse than a DSLR by `severity` in [0, 1]."""
     name = "smartphone-to-dslr"
     saturation, contrast, smear, halo, chroma, quality = (
         draw(name, parameter, severity, rng)
@@ -90,14 +90,14 @@ def sample_smartphone_to_dslr(severity: float, side: int, rng: np.random.Generat
 def smartphone_to_dslr(
     picture: np.ndarray, params: PhoneParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Pass a DSLR's picture through a phone: smear, tone curve, colour, halos, JPEG.
+    """Passes a DSLR's picture through a phone: smear, tone curve, colour, halos, JPEG.
 
     There is no agreed formula (DPED has photographed pairs); this is a chain of a phone's known
     faults, with Y luma and C = J - Y: Y is smoothed along edges, then bent by the curve
     3 Y^2 - 2 Y^3, then sharpened; I = cast (Y' + saturation (C + blotches)).
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Ignatov et al., DPED, ICCV 2017 (what differs between phones and a DSLR).
@@ -118,7 +118,7 @@ def smartphone_to_dslr(
 
 
 def _blotches(height: int, width: int, sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Colour noise coarser than a pixel, luma 0, standard deviation about ``sigma``."""
+    """Draws colour noise coarser than a pixel, luma 0, standard deviation about `sigma`."""
     rows, columns = max(height // 3, 1), max(width // 3, 1)
     noise = rng.standard_normal((3, rows, columns), dtype=np.float32)
     # 1.5: bicubic enlarging averages neighbours away.
@@ -128,7 +128,7 @@ def _blotches(height: int, width: int, sigma: float, rng: np.random.Generator) -
 
 
 def sample_watermark(severity: float, side: int, rng: np.random.Generator) -> WatermarkParams:
-    """A watermark of ``severity`` in [0, 1]; letters grow with the picture's ``side``."""
+    """Draws a watermark of `severity` in [0, 1]; letters grow with the picture's `side`."""
     text = str(rng.choice(_WORDS))
     if rng.random() < 0.4:
         text += f" {rng.integers(1990, 10000)}"
@@ -151,10 +151,10 @@ def sample_watermark(severity: float, side: int, rng: np.random.Generator) -> Wa
 
 
 def watermark(picture: np.ndarray, params: WatermarkParams, rng: np.random.Generator) -> np.ndarray:
-    """Print over a picture: I = (1 - a M) J + a M W, M the letters' and shapes' cover.
+    """Prints over a picture: I = (1 - a M) J + a M W, M the letters' and shapes' cover.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Liu et al., WDNet, WACV 2021 (CLWD data: opacity 0.3 to 0.7, any size, place, angle).
@@ -165,7 +165,7 @@ def watermark(picture: np.ndarray, params: WatermarkParams, rng: np.random.Gener
 
 
 def watermark_mask(height: int, width: int, params: WatermarkParams) -> np.ndarray:
-    """M, the cover of letters and shapes, float32 ``[height, width]`` in [0, 1]."""
+    """Draws M, the cover of letters and shapes, float32 `[height, width]` in [0, 1]."""
     stamp = {"badge": _badge, "frame": _frame}.get(params.layout, _letters)(params)
     if params.layout == "tiles":
         return _tiled(stamp, height, width, params)
@@ -197,7 +197,7 @@ def _tiled(stamp: Image.Image, height: int, width: int, params: WatermarkParams)
 
 
 def load_font(size: int) -> Any:
-    """Pillow's own font in a size, or in its only one where Pillow was built without FreeType."""
+    """Loads Pillow's own font, in its only size where Pillow was built without FreeType."""
     try:
         return ImageFont.load_default(size)
     except (TypeError, ImportError, OSError):
@@ -205,7 +205,7 @@ def load_font(size: int) -> Any:
 
 
 def _letters(params: WatermarkParams) -> Image.Image:
-    """The text as cover in an image of mode L, as large as it."""
+    """Draws the text as cover, an image of mode L of the text's size."""
     font = load_font(params.size)
     left, top, right, bottom = (int(value) for value in font.getbbox(params.text))
     image = Image.new("L", (max(right - left, 1) + 2, max(bottom - top, 1) + 2))
@@ -214,7 +214,7 @@ def _letters(params: WatermarkParams) -> Image.Image:
 
 
 def _badge(params: WatermarkParams) -> Image.Image:
-    """A ring with a bar through it that bears the text."""
+    """Draws a ring with a bar through it that bears the text."""
     letters = _letters(params)
     side = int(letters.width * 0.8 + 2 * params.size)
     thick = max(int(params.size / 6), 1)
@@ -232,7 +232,7 @@ def _badge(params: WatermarkParams) -> Image.Image:
 
 
 def _frame(params: WatermarkParams) -> Image.Image:
-    """The text in a box, with a line below it."""
+    """Draws the text in a box, with a line below it."""
     letters = _letters(params)
     thick, room = max(int(params.size / 8), 1), int(params.size * 0.6)
     image = Image.new("L", (letters.width + 2 * room, letters.height + 3 * room))

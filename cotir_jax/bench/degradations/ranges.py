@@ -12,9 +12,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Range:
-    """``base + growth max(severity - onset, 0)``, or ``base ratio^severity`` where a ratio is set.
+    """`base + growth max(severity - onset, 0)`, or `base ratio^severity` where a ratio is set.
 
-    Then a uniform draw from ``plus`` is added, and the sum multiplied by one from ``times``.
+    Then a uniform draw from `plus` is added, and the sum multiplied by one from `times`.
     """
 
     base: float = 0.0
@@ -25,7 +25,7 @@ class Range:
     ratio: float | None = None
 
     def draw(self, severity: float, rng: np.random.Generator) -> float:
-        """A value for ``severity`` in [0, 1]."""
+        """Draws a value for `severity` in [0, 1]."""
         if self.ratio is not None:
             value = self.base * self.ratio**severity
         elif self.onset:
@@ -39,7 +39,7 @@ class Range:
         return float(value)
 
     def ends(self, severity: float) -> tuple[float, float]:
-        """The least and the greatest value for ``severity``."""
+        """Returns the least and the greatest value for `severity`."""
         fixed = Range(self.base, self.growth, onset=self.onset, ratio=self.ratio)
         middle = fixed.draw(severity, np.random.default_rng(0))
         plus, times = self.plus or (0.0, 0.0), self.times or (1.0, 1.0)
@@ -142,5 +142,5 @@ RANGES: dict[str, dict[str, Range]] = {
 
 
 def draw(name: str, parameter: str, severity: float, rng: np.random.Generator) -> float:
-    """Draw one parameter of the degradation ``name`` for a severity in [0, 1]."""
+    """Draws one parameter of the degradation `name` for a severity in [0, 1]."""
     return RANGES[name][parameter].draw(severity, rng)

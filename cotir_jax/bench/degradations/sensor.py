@@ -44,7 +44,7 @@ class ExposureParams:
 class NoiseParams:
     """Gaussian noise of a standard deviation in [0, 1], or photon noise.
 
-    ``photons`` counts them at white, so that the variance is J / photons. ``grey`` noise is the
+    `photons` counts them at white, so that the variance is J / photons. `grey` noise is the
     same in all channels (Gaussian only).
     """
 
@@ -72,7 +72,7 @@ class JpegParams:
 
 
 def sample_motion_blur(severity: float, side: int, rng: np.random.Generator) -> MotionBlurParams:
-    """Camera motion of ``severity`` in [0, 1]: 7 to 37 pixels at side 512."""
+    """Draws camera motion of `severity` in [0, 1]: 7 to 37 pixels at side 512."""
     length = draw("motion-blur", "length", severity, rng) * side / 512
     bend = draw("motion-blur", "bend", severity, rng) if rng.random() < 0.5 else 0.0
     degrees = draw("motion-blur", "degrees", severity, rng)
@@ -80,10 +80,10 @@ def sample_motion_blur(severity: float, side: int, rng: np.random.Generator) -> 
 
 
 def motion_kernel(params: MotionBlurParams, rng: np.random.Generator) -> np.ndarray:
-    """The point spread of the camera's path, float32 ``[odd, odd]``, sum 1, centred.
+    """Draws the point spread of the camera's path, float32 `[odd, odd]`, sum 1, centred.
 
-    The heading starts at ``degrees`` from the horizontal and wanders by a smoothed random walk
-    times ``bend``; positions are spread over four pixels each, as in Boracchi and Foi 2012.
+    The heading starts at `degrees` from the horizontal and wanders by a smoothed random walk
+    times `bend`; positions are spread over four pixels each, as in Boracchi and Foi 2012.
     """
     steps = 512
     heading = np.full(steps, np.deg2rad(params.degrees))
@@ -107,18 +107,18 @@ def motion_kernel(params: MotionBlurParams, rng: np.random.Generator) -> np.ndar
 def motion_blur(
     picture: np.ndarray, params: MotionBlurParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Smear float32 ``[height, width, 3]`` in [0, 1] along a path, in linear light."""
+    """Smears float32 `[height, width, 3]` in [0, 1] along a path, in linear light."""
     return _blur_light(picture, motion_kernel(params, rng))
 
 
 def sample_defocus_blur(severity: float, side: int, rng: np.random.Generator) -> DefocusBlurParams:
-    """Defocus of ``severity`` in [0, 1]: radius 2 to 8 pixels at side 512."""
+    """Draws defocus of `severity` in [0, 1]: radius 2 to 8 pixels at side 512."""
     radius = draw("defocus-blur", "radius", severity, rng) * side / 512
     return DefocusBlurParams(max(radius, 0.8))
 
 
 def disk_kernel(radius: float) -> np.ndarray:
-    """An antialiased disk, float32 ``[odd, odd]``, sum 1."""
+    """Returns an antialiased disk, float32 `[odd, odd]`, sum 1."""
     disk = capsule_kernel(0.0, 0.0, radius, 1.0)
     return disk / disk.sum()
 
@@ -126,7 +126,7 @@ def disk_kernel(radius: float) -> np.ndarray:
 def defocus_blur(
     picture: np.ndarray, params: DefocusBlurParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Blur float32 ``[height, width, 3]`` in [0, 1] by a disk, in linear light."""
+    """Blurs float32 `[height, width, 3]` in [0, 1] by a disk, in linear light."""
     return _blur_light(picture, disk_kernel(params.radius))
 
 
@@ -136,17 +136,17 @@ def _blur_light(picture: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def sample_over_exposure(severity: float, side: int, rng: np.random.Generator) -> ExposureParams:
-    """Over-exposure of ``severity`` in [0, 1]: half a stop to two and a half."""
+    """Draws over-exposure of `severity` in [0, 1]: half a stop to two and a half."""
     return ExposureParams(draw("over-exposure", "stops", severity, rng))
 
 
 def over_exposure(
     picture: np.ndarray, params: ExposureParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Expose too long: I = clip(J^2.2 2^EV)^(1/2.2); the sensor clips before its noise.
+    """Exposes too long: I = clip(J^2.2 2^EV)^(1/2.2); the sensor clips before its noise.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Afifi et al., Learning Multi-Scale Photo Exposure Correction, CVPR 2021 (stops as the
@@ -156,7 +156,7 @@ def over_exposure(
 
 
 def sample_noise(severity: float, side: int, rng: np.random.Generator) -> NoiseParams:
-    """Noise of ``severity`` in [0, 1]: sigma 10 to 50 of 255, or photons with a like sigma."""
+    """Draws noise of `severity` in [0, 1]: sigma 10 to 50 of 255, or photons of a like sigma."""
     sigma = draw("noise", "sigma", severity, rng) / 255
     if rng.random() < 0.6:
         return NoiseParams("gaussian", sigma=sigma, grey=bool(rng.random() < 0.25))
@@ -165,7 +165,7 @@ def sample_noise(severity: float, side: int, rng: np.random.Generator) -> NoiseP
 
 
 def noise(picture: np.ndarray, params: NoiseParams, rng: np.random.Generator) -> np.ndarray:
-    """Add Gaussian or photon (Poisson) noise to float32 ``[height, width, 3]`` in [0, 1]."""
+    """Adds Gaussian or photon (Poisson) noise to float32 `[height, width, 3]` in [0, 1]."""
     if params.kind == "gaussian":
         shape = picture.shape[:2] + ((1,) if params.grey else (3,))
         grain = rng.standard_normal(shape, dtype=np.float32)
@@ -178,7 +178,7 @@ def noise(picture: np.ndarray, params: NoiseParams, rng: np.random.Generator) ->
 def sample_low_resolution(
     severity: float, side: int, rng: np.random.Generator
 ) -> LowResolutionParams:
-    """Low resolution of ``severity`` in [0, 1]: 1.8 to 4.5 times smaller."""
+    """Draws low resolution of `severity` in [0, 1]: 1.8 to 4.5 times smaller."""
     factor = draw("low-resolution", "factor", severity, rng)
     down = str(rng.choice(["BOX", "BILINEAR", "BICUBIC"]))
     return LowResolutionParams(factor, down, str(rng.choice(["BILINEAR", "BICUBIC"])))
@@ -187,7 +187,7 @@ def sample_low_resolution(
 def low_resolution(
     picture: np.ndarray, params: LowResolutionParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Shrink float32 ``[height, width, 3]`` in [0, 1] and enlarge it to its old size."""
+    """Shrinks float32 `[height, width, 3]` in [0, 1] and enlarges it to its old size."""
     height, width = picture.shape[:2]
     small = [max(round(side / params.factor), 1) for side in (height, width)]
     down, up = Image.Resampling[params.down], Image.Resampling[params.up]
@@ -204,7 +204,7 @@ def low_resolution(
 
 
 def sample_jpeg_compression(severity: float, side: int, rng: np.random.Generator) -> JpegParams:
-    """JPEG of ``severity`` in [0, 1]: quality about 40 down to 6."""
+    """Draws JPEG of `severity` in [0, 1]: quality about 40 down to 6."""
     quality = draw("jpeg-compression", "quality", severity, rng)
     return JpegParams(int(np.clip(round(quality), 5, 95)), bool(rng.random() < 0.7))
 
@@ -212,7 +212,7 @@ def sample_jpeg_compression(severity: float, side: int, rng: np.random.Generator
 def jpeg_compression(
     picture: np.ndarray, params: JpegParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Pass float32 ``[height, width, 3]`` in [0, 1] through an 8-bit JPEG file in memory."""
+    """Passes float32 `[height, width, 3]` in [0, 1] through an 8-bit JPEG file in memory."""
     stream = io.BytesIO()
     Image.fromarray(np.rint(picture * 255).astype(np.uint8)).save(
         stream, "JPEG", quality=params.quality, subsampling=2 if params.half_colour else 0

@@ -27,10 +27,9 @@ JERLOV: dict[str, tuple[float, float, float]] = {
 class UnderwaterParams:
     """Jerlov's class of the water, metres of it, and the brightness of its own light.
 
-    ``distance`` is that of the farthest thing from the camera, ``below`` how far below the
-    surface the scene lies. ``backscatter`` is the brightness of endless water in its
-    strongest channel. ``depth`` is a
-    nearness map of the picture, ``[height, width]``, 1 nearest.
+    `distance` is that of the farthest thing from the camera, `below` the scene's depth below the
+    surface. `backscatter` is the brightness of endless water in its strongest channel. `depth` is
+    a nearness map of the picture, `[height, width]`, 1 nearest.
     """
 
     water: str
@@ -41,7 +40,7 @@ class UnderwaterParams:
 
 
 def sample_underwater(severity: float, side: int, rng: np.random.Generator) -> UnderwaterParams:
-    """Water of ``severity`` in [0, 1]: any class, as many metres as make it that thick."""
+    """Draws water of `severity` in [0, 1]: any class, as many metres as make it that thick."""
     water = tuple(JERLOV)[rng.integers(len(JERLOV))]
     thickness = draw("underwater", "thickness", severity, rng)
     distance = thickness / float(np.mean(JERLOV[water]))
@@ -53,7 +52,7 @@ def sample_underwater(severity: float, side: int, rng: np.random.Generator) -> U
 def underwater(
     picture: np.ndarray, params: UnderwaterParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Sink float32 ``[height, width, 3]`` in [0, 1] in water, over a depth made up or given."""
+    """Sinks float32 `[height, width, 3]` in [0, 1] in water, over a depth made up or given."""
     if params.depth is None:
         depth = depth_from_picture(picture, 1.2, 0.1, rng)
     else:
@@ -64,16 +63,16 @@ def underwater(
 def water_over_distance(
     picture: np.ndarray, metres: np.ndarray, params: UnderwaterParams
 ) -> np.ndarray:
-    """I_c = g W_c (J_c t_c + B_c (1 - t_c)) in linear light, with t_c = exp(-K_c z).
+    """Computes I_c = g W_c (J_c t_c + B_c (1 - t_c)) in linear light, with t_c = exp(-K_c z).
 
-    W_c = exp(-K_c h) is the daylight left at ``below`` h metres; the camera's exposure g makes
+    W_c = exp(-K_c h) is the daylight left at `below` h metres; the camera's exposure g makes
     its strongest channel 1, so that colours shift without the picture going black. Endless water
     has the colour B_c = B K_min / K_c: what scatters about evenly is brightest where it is
     absorbed least.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
-        metres: z, float32 ``[height, width]``.
+        picture: J, float32 `[height, width, 3]` in [0, 1].
+        metres: z, float32 `[height, width]`.
         params: water and light.
 
     References:

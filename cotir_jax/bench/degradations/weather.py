@@ -19,7 +19,7 @@ from cotir_jax.bench.degradations.ranges import draw
 class HazeParams:
     """Density beta, airlight per channel in [0, 1], and what the depth is made from.
 
-    ``depth`` in its stead is a nearness map of the picture, ``[height, width]``, 1 nearest.
+    `depth` in its stead is a nearness map of the picture, `[height, width]`, 1 nearest.
     """
 
     density: float
@@ -33,8 +33,8 @@ class HazeParams:
 class NonHomogeneousHazeParams:
     """Mean density, airlight per channel in [0, 1], and the patches that the haze gathers in.
 
-    ``patchiness`` in [0, 1] is how far the density swings about its mean, ``patch`` the size in
-    pixels of the largest patches. ``depth`` is a nearness map as in ``HazeParams``.
+    `patchiness` in [0, 1] is how far the density swings about its mean, `patch` the size in
+    pixels of the largest patches. `depth` is a nearness map as in `HazeParams`.
     """
 
     density: float
@@ -48,9 +48,9 @@ class NonHomogeneousHazeParams:
 class RainParams:
     """Streaks per picture, length and half width in pixels, lean from the vertical in degrees.
 
-    ``opacity`` is the brightness that the strongest streak adds, ``veil`` the share of grey
-    mist of heavy rain, ``light`` the brightness of the air around the drops. A ``mask``
-    ``[any, any]`` in [0, 1] replaces drawn streaks.
+    `opacity` is the brightness that the strongest streak adds, `veil` the share of grey
+    mist of heavy rain, `light` the brightness of the air around the drops. A `mask`
+    `[any, any]` in [0, 1] replaces drawn streaks.
     """
 
     count: int
@@ -67,9 +67,9 @@ class RainParams:
 class SnowParams:
     """Flakes per picture, radius of middling ones in pixels, lean of their fall in degrees.
 
-    ``smear`` is the length of the fall during exposure as a multiple of a flake's radius,
-    ``whitening`` the share by which snow-lit air pales the picture, ``light`` the brightness of
-    the flakes. A ``mask`` ``[any, any]`` in [0, 1] replaces drawn flakes.
+    `smear` is the length of the fall during exposure as a multiple of a flake's radius,
+    `whitening` the share by which snow-lit air pales the picture, `light` the brightness of
+    the flakes. A `mask` `[any, any]` in [0, 1] replaces drawn flakes.
     """
 
     count: int
@@ -83,7 +83,7 @@ class SnowParams:
 
 
 def sample_haze(severity: float, side: int, rng: np.random.Generator) -> HazeParams:
-    """Haze of ``severity`` in [0, 1]; ranges around OneRestore's and RESIDE's."""
+    """Draws haze of `severity` in [0, 1]; ranges around OneRestore's and RESIDE's."""
     density = draw("haze", "density", severity, rng)
     airlight = _airlight("haze", severity, rng)
     ramp_power = draw("haze", "ramp_power", severity, rng)
@@ -98,7 +98,7 @@ def _airlight(name: str, severity: float, rng: np.random.Generator) -> tuple[flo
 
 
 def haze(picture: np.ndarray, params: HazeParams, rng: np.random.Generator) -> np.ndarray:
-    """Veil float32 ``[height, width, 3]`` in [0, 1] by haze over its depth, made up or given."""
+    """Veils float32 `[height, width, 3]` in [0, 1] by haze over its depth, made up or given."""
     if params.depth is None:
         depth = depth_from_picture(picture, params.ramp_power, params.noise_share, rng)
     else:
@@ -112,12 +112,12 @@ def haze_over_depth(
     density: float | np.ndarray,
     airlight: tuple[float, float, float],
 ) -> np.ndarray:
-    """I = J t + A (1 - t) with transmission t = exp(-density depth).
+    """Computes I = J t + A (1 - t) with transmission t = exp(-density depth).
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
-        depth: float32 ``[height, width]``, 0 at the camera.
-        density: scattering per unit of depth, one number or float32 ``[height, width]``.
+        picture: J, float32 `[height, width, 3]` in [0, 1].
+        depth: float32 `[height, width]`, 0 at the camera.
+        density: scattering per unit of depth, one number or float32 `[height, width]`.
         airlight: A, colour of fully opaque haze.
 
     References:
@@ -131,7 +131,7 @@ def haze_over_depth(
 def sample_non_homogeneous_haze(
     severity: float, side: int, rng: np.random.Generator
 ) -> NonHomogeneousHazeParams:
-    """Patchy haze of ``severity`` in [0, 1]; patches grow with the picture's ``side``."""
+    """Draws patchy haze of `severity` in [0, 1]; patches grow with the picture's `side`."""
     name = "non-homogeneous-haze"
     return NonHomogeneousHazeParams(
         density=draw(name, "density", severity, rng),
@@ -144,13 +144,13 @@ def sample_non_homogeneous_haze(
 def non_homogeneous_haze(
     picture: np.ndarray, params: NonHomogeneousHazeParams, rng: np.random.Generator
 ) -> np.ndarray:
-    """Veil a picture by smoke-like haze: I = J t + A (1 - t), t = exp(-beta(x) d).
+    """Veils a picture by smoke-like haze: I = J t + A (1 - t), t = exp(-beta(x) d).
 
     beta(x) = density ((1 - p) + 2 p n(x)) with patchiness p and n fractal noise of five octaves,
     its contrast raised, mean about 1/2. The near air is hazy too: d = 0.4 + 0.6 depth.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Zhang et al., FoHIS, ICIP 2017 (extinction times Perlin noise); the look is that of
@@ -170,7 +170,7 @@ def non_homogeneous_haze(
 def depth_from_picture(
     picture: np.ndarray, ramp_power: float, noise_share: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A plausible depth in [0.1, 1] without a depth network, float32 ``[height, width]``.
+    """Makes up a plausible depth in [0.1, 1] without a depth network, float32 `[height, width]`.
 
     Higher rows are farther, pale and unsaturated parts are farther, slow noise varies both;
     a guided filter then makes the sum follow the picture's edges.
@@ -194,7 +194,7 @@ def depth_from_picture(
 
 
 def depth_from_nearness(picture: np.ndarray, nearness: np.ndarray) -> np.ndarray:
-    """The depth in [0.1, 1] of a map in which bright is near, float32 ``[height, width]``.
+    """Returns the depth in [0.1, 1] of a map in which bright is near, float32 `[height, width]`.
 
     Raises:
         ValueError: the map is not of the picture's height and width.
@@ -213,7 +213,7 @@ def _span(depth: np.ndarray) -> np.ndarray:
 
 
 def sample_rain_streak(severity: float, side: int, rng: np.random.Generator) -> RainParams:
-    """Rain of ``severity`` in [0, 1]; sizes in pixels grow with the picture's ``side``."""
+    """Draws rain of `severity` in [0, 1]; sizes in pixels grow with the picture's `side`."""
     name, scale = "rain-streak", side / 512
     return RainParams(
         count=int(draw(name, "count", severity, rng)),
@@ -226,12 +226,12 @@ def sample_rain_streak(severity: float, side: int, rng: np.random.Generator) -> 
 
 
 def rain_streak(picture: np.ndarray, params: RainParams, rng: np.random.Generator) -> np.ndarray:
-    """Add rain streaks: I = (1 - veil) (J + light * layers) + veil A.
+    """Adds rain streaks: I = (1 - veil) (J + light * layers) + veil A.
 
     Far streaks are many, short and faint, near ones few, long and strong; all lean alike.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         The heavy-rain model of Yang et al., CVPR 2017.
@@ -261,7 +261,7 @@ def _drawn_streaks(
 
 
 def sample_snow(severity: float, side: int, rng: np.random.Generator) -> SnowParams:
-    """Snow of ``severity`` in [0, 1]; sizes in pixels grow with the picture's ``side``."""
+    """Draws snow of `severity` in [0, 1]; sizes in pixels grow with the picture's `side`."""
     return SnowParams(
         count=int(draw("snow", "count", severity, rng)),
         radius=max(draw("snow", "radius", severity, rng) * side / 512, 0.5),
@@ -273,12 +273,12 @@ def sample_snow(severity: float, side: int, rng: np.random.Generator) -> SnowPar
 
 
 def snow(picture: np.ndarray, params: SnowParams, rng: np.random.Generator) -> np.ndarray:
-    """Let snow fall: I = J' (1 - S) + light S, with J' the picture paled by snow-lit air.
+    """Lets snow fall: I = J' (1 - S) + light S, with J' the picture paled by snow-lit air.
 
     J' = (1 - w) J + w max(J, 0.8 grey + 0.35 light); S is made of far, middle and near flakes.
 
     Args:
-        picture: J, float32 ``[height, width, 3]`` in [0, 1].
+        picture: J, float32 `[height, width, 3]` in [0, 1].
     """
     height, width = picture.shape[:2]
     if params.mask is None:

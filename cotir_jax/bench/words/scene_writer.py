@@ -42,14 +42,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 @dataclass
 class SceneWriter:
-    """Asks ``model`` at ``endpoint`` for a scene sentence; call it with a clean picture.
+    """Asks `model` at `endpoint` for a scene sentence; call it with a clean picture.
 
-    The key, if the endpoint wants one, comes from the environment variable ``COTIR_SCENE_KEY``.
+    The key, if the endpoint wants one, comes from the environment variable `COTIR_SCENE_KEY`.
     After five failures in a row it stops asking, so that a dead endpoint costs a build seconds
     rather than days. It can be pickled; each process then counts for itself.
 
     Attributes:
-        endpoint: such as ``http://localhost:8000/v1``; ``/chat/completions`` is added.
+        endpoint: such as `http://localhost:8000/v1`; `/chat/completions` is added.
         model: the name that the endpoint knows the model by.
         timeout: seconds to wait for an answer, of each of two tries.
         asked: calls so far.
@@ -89,7 +89,7 @@ class SceneWriter:
             raise ValueError(f"{KEY_VARIABLE} holds characters that no key has; set it again")
 
     def __call__(self, picture: np.ndarray) -> str | None:
-        """A sentence on uint8 ``[height, width, 3]``, at most 40 words; None where that failed."""
+        """Describes uint8 `[height, width, 3]` in at most 40 words; None where that failed."""
         self.asked += 1
         if self._in_a_row < _GIVE_UP:
             body = json.dumps(_question(picture, self.model)).encode()
@@ -125,7 +125,7 @@ class SceneWriter:
                     size += len(chunk)
                     # The socket's own limit holds for each read, and a slow server has many.
                     if time.monotonic() > deadline:
-                        raise TimeoutError(f"no whole answer within {self.timeout:g} s")
+                        raise TimeoutError(f"no complete answer within {self.timeout:g} s")
                     if size > _ANSWER_BYTES:
                         raise ValueError(f"the answer is longer than {_ANSWER_BYTES} bytes")
         except http.client.HTTPException as error:
@@ -138,12 +138,12 @@ def _key() -> str:
 
 
 def _final(code: int) -> bool:
-    """Whether asking again cannot help: refusals other than 'too busy' and 'timed out'."""
+    """Returns whether asking again cannot help: refusals other than 'too busy' and 'timed out'."""
     return 300 <= code < 500 and code not in (408, 409, 425, 429)
 
 
 def _question(picture: np.ndarray, model: str) -> dict:
-    """The request's body, the picture in it as a JPEG data URL of at most 512 pixels a side."""
+    """Makes the request's body, with the picture as a JPEG of at most 512 pixels a side."""
     image = Image.fromarray(picture)
     image.thumbnail((_SIDE, _SIDE))
     stream = io.BytesIO()
@@ -172,7 +172,7 @@ def _answer_of(body: bytes) -> str:
 
 
 def _clean(text: str) -> str:
-    """One sentence that ``thoughts.parse_thoughts`` reads back: no marker, at most 40 words.
+    """Returns a sentence that `thoughts.parse_thoughts` reads back: no marker, at most 40 words.
 
     Raises:
         ValueError: no letter is left.

@@ -1,4 +1,4 @@
-"""Thoughts in words: what the scene shows, how it was degraded, how to mend it.
+"""Thoughts in words: what the scene shows, how it was degraded, how to restore it.
 
 Everything is composed from the parameters that were used and from properties measured on the
 clean picture. Each thought stays within about 40 words, because text encoders cut it.
@@ -31,7 +31,7 @@ _HUE_ENDS = (15, 42, 70, 160, 200, 255, 290, 340)
 
 
 def describe_scene(picture: np.ndarray, rng: np.random.Generator) -> str:
-    """A sentence on the measured look of a clean picture, uint8 ``[height, width, 3]``."""
+    """Writes a sentence on the measured look of a clean picture, uint8 `[height, width, 3]`."""
     small = picture[::2, ::2].astype(np.float32) / 255
     grey = small @ np.array([0.299, 0.587, 0.114], np.float32)
     brightness = _word(
@@ -62,7 +62,7 @@ def _word(value: float, bounds: Sequence[float], words: Sequence[str]) -> str:
 
 
 def _layout_words(grey: np.ndarray) -> str:
-    """Where the light is: which half or the middle stands out, if any."""
+    """Says where the light is: which half or the middle stands out, if any."""
     height, width = grey.shape
     middle = grey[height // 4 : -height // 4, width // 4 : -width // 4]
     lift = {
@@ -78,7 +78,7 @@ def _layout_words(grey: np.ndarray) -> str:
 
 
 def _colour_words(picture: np.ndarray) -> str:
-    """Colourfulness after Hasler and Suesstrunk (2003), and the hue with the most chroma."""
+    """Names colourfulness (Hasler and Suesstrunk 2003) and the hue with the most chroma."""
     red, green, blue = np.moveaxis(picture, 2, 0)
     first, second = red - green, (red + green) / 2 - blue
     spread = np.hypot(first.std(), second.std()) + 0.3 * np.hypot(first.mean(), second.mean())
@@ -95,7 +95,7 @@ def _colour_words(picture: np.ndarray) -> str:
 
 
 def numbers_of(step: Step) -> dict[str, str]:
-    """A step's parameters as short text, by the names that the phrases use."""
+    """Returns a step's parameters as short text, by the names that the phrases use."""
     params: Any = step.params
     numbers = {"strength": step.strength}
     for name, value in vars(params).items():
@@ -127,7 +127,7 @@ def numbers_of(step: Step) -> dict[str, str]:
 
 
 def _words_of(step: Step) -> dict[str, str]:
-    """What a step's parameters are called where they are no numbers."""
+    """Returns what a step's parameters are called where they are no numbers."""
     params: Any = step.params
     if step.name == "shadow":
         return {"caster": _CASTERS[params.kind]}
@@ -147,7 +147,7 @@ def _words_of(step: Step) -> dict[str, str]:
 
 
 def describe_degradation(chain: Sequence[Step], rng: np.random.Generator) -> str:
-    """What was done to the picture, in order, with strengths and numbers."""
+    """Says what was done to the picture, in order, with strengths and numbers."""
     named = [step for step in chain if not step.implied]
     facts = [_fill("facts", step, rng, shortest=len(named) > 2) for step in named]
     if len(named) == 1:
@@ -164,7 +164,7 @@ def describe_degradation(chain: Sequence[Step], rng: np.random.Generator) -> str
 
 
 def describe_plan(chain: Sequence[Step], rng: np.random.Generator) -> str:
-    """How to mend the picture: the steps undone, last one first."""
+    """Says how to restore the picture: the steps undone, last one first."""
     named = [step for step in chain if not step.implied]
     fixes = [_fill("fixes", step, rng) for step in reversed(named)]
     if len(named) < 3 and any(step.implied for step in chain):
@@ -188,7 +188,7 @@ def _fill(
 
 
 def jpeg_type(quality: int) -> str:
-    """The prompt-file type of a JPEG quality: below 15 heavy, below 28 medium, else light."""
+    """Returns a JPEG quality's prompt file: below 15 heavy, below 28 medium, else light."""
     return "jpeg-heavy" if quality < 15 else "jpeg-medium" if quality < 28 else "jpeg-light"
 
 
@@ -199,18 +199,18 @@ def write_meta(
     rng: np.random.Generator,
     scene: str | None = None,
 ) -> dict[str, Any]:
-    """A sample's ``meta.json`` (CoTIR-Bench layout).
+    """Writes a sample's `meta.json` (CoTIR-Bench layout).
 
     Args:
-        picture: the clean picture, uint8 ``[height, width, 3]``.
+        picture: the clean picture, uint8 `[height, width, 3]`.
         chain: what was applied to it.
-        name: the degradation's name, e.g. ``low-light+haze``.
+        name: the degradation's name, e.g. `low-light+haze`.
         rng: picks the phrases.
-        scene: a sentence that stands in for the measured one, e.g. a ``SceneWriter``'s.
+        scene: a sentence that stands in for the measured one, e.g. a `SceneWriter`'s.
 
     Returns:
-        ``{"cot": {"questions": [vague, precise], "answers": text}, "deg": name}``, with
-        ``"jpeg_type"`` where JPEG is the only degradation.
+        `{"cot": {"questions": [vague, precise], "answers": text}, "deg": name}`, with
+        `"jpeg_type"` where JPEG is the only degradation.
     """
     named = [step for step in chain if not step.implied]
     frame = str(rng.choice(["Please {}.", "{}.", "I need you to {}.", "Could you {}?"]))
@@ -235,13 +235,13 @@ def write_meta(
 
 
 def without_markers(text: str) -> str:
-    """The text with the colon taken from whatever ``parse_thoughts`` would take for a marker."""
+    """Removes the colon from what `parse_thoughts` would take for a marker."""
     words = "|".join(marker.rstrip(":") for marker in (*_MARKERS, _END))
     return re.sub(rf"({words})\s*:+", r"\1", text, flags=re.IGNORECASE)
 
 
 def parse_thoughts(meta: dict[str, Any]) -> tuple[str, str, str]:
-    """The scene, degradation and plan texts of a sample's ``meta.json``.
+    """Reads the scene, degradation and plan texts of a sample's `meta.json`.
 
     Raises:
         ValueError: the answers are missing, or a marker is missing, out of order or empty.
