@@ -76,8 +76,8 @@ def _compile() -> None:
 
     with files.errors_on_one_line(_DEBUG.value):
         result = report.report(_CONFIG.value, _TOPOLOGY.value, _NUM_SLICES.value, _STAGE.value)
-    print(json.dumps(result))
-    sys.exit(0 if result["fits"] else 1)
+    print(result.json_line())
+    sys.exit(0 if result.fits else 1)
 
 
 def _train() -> None:
@@ -146,7 +146,10 @@ def _unknown_field(argv: list[str]) -> str | None:
     """Finds a `--config.` flag that names no field, and says which fields there are."""
     flags.FLAGS.unparse_flags()
     sys.argv = [word for word in argv if not word.startswith("--config.")]
-    flags.FLAGS(sys.argv)
+    try:
+        flags.FLAGS(sys.argv)
+    except (AttributeError, KeyError, TypeError):  # the config itself is wrong
+        return None
     for match in filter(None, (re.match(r"--config\.([\w.]+)", word) for word in argv)):
         node = _CONFIG.value
         for name in match[1].split("."):

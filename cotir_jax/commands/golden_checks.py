@@ -14,14 +14,16 @@ import numpy as np
 from einops import rearrange
 from flax import nnx
 
+from cotir_jax.conversion import published_configs
 from cotir_jax.conversion.fill import fill
 from cotir_jax.conversion.name_tables import Table
-from cotir_jax.conversion.names import adapter, autoencoder, flux1, flux2
+from cotir_jax.conversion.names import adapter, autoencoder, transformer
 from cotir_jax.conversion.torch_files import read_tensors
 from cotir_jax.models import presets, sampling
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.layers import rotary_angles
 from cotir_jax.models.transformer import Transformer, make_transformer
+from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import TrainState, init_state
 from cotir_jax.training.step import update
@@ -81,9 +83,8 @@ def load_release(folder: Path) -> Transformer:
     sizes = json.loads((folder / "config.json").read_text())
     config = published_configs.transformer(sizes)
     model = _unfilled(lambda: make_transformer(config, rngs=nnx.Rngs(0)))
-    names = flux1 if config.family == "flux1" else flux2
     tables = {
-        "base.safetensors": names.native(config),
+        "base.safetensors": transformer.native(config),
         "lora.pt": adapter.lora(config),
         "cot_adapter.pt": adapter.cot_adapter(config),
     }
@@ -190,7 +191,7 @@ def _sample(model: Transformer, case: dict[str, np.ndarray], num_steps: int = 4)
             return model(
                 tokens, ids, case["txt"], case["txt_ids"], timestep, guidance,
                 output_rows=count, with_thoughts=False, **_inputs(model, case),
-            ).image  # fmt: skip
+            ).velocity  # fmt: skip
 
         return sampling.euler(velocity, noise, sampling.schedule(family, num_steps, count))
 
@@ -253,7 +254,7 @@ def _settings(record: dict) -> TrainSettings:
     )
 
 
-def _step_inputs(case: dict[str, np.ndarray], index: int) -> dict[str, jax.Array]:
+def _step_inputs(case: dict[str, np.ndarray], index: int) -> dict[str, Any]:
     """One step's inputs; tokens become the grid that their recorded position ids describe."""
     height = int(case["img_ids"][0, :, 1].max()) + 1
 
@@ -266,10 +267,10 @@ def _step_inputs(case: dict[str, np.ndarray], index: int) -> dict[str, jax.Array
         "condition": grid(case["condition"]),
         "noise": grid(case["noise"][index]),
         "timestep": jax.nn.sigmoid(jnp.asarray(case["timestep_logits"][index])),
-        "prompt": case["txt"],
-        "scene": case["text_scene"],
-        "degradation": case["text_degradation"],
-        "plan": case["text_plan"],
+        "prompt": Embedded(case["txt"], None),
+        "scene": Embedded(case["text_scene"], None),
+        "degradation": Embedded(case["text_degradation"], None),
+        "plan": Embedded(case["text_plan"], None),
         "group": np.zeros((batch,), np.int32),
         "pooled": case["vector"],
     }

@@ -1,4 +1,4 @@
-"""What a run computes with, as shapes and shardings alone: nothing is allocated or read."""
+"""What a run computes with, as shapes and shardings: nothing is allocated or read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from cotir_jax.models.text_encoders import configs
 from cotir_jax.models.transformer import make_transformer
 from cotir_jax.parallel.sharding import Rules, batch_sharding, shardings
 from cotir_jax.text.encoder import TextEncoder
-from cotir_jax.text.encoders import POOLED_TOKENS, TEXTS, TextEncoders, encoder_weights
+from cotir_jax.text.encoders import (
+    POOLED_TOKENS,
+    TEXTS,
+    Embedded,
+    TextEncoders,
+    encoder_weights,
+)
+from cotir_jax.text.tokenizer import Tokens
 from cotir_jax.training.config import Run
 from cotir_jax.training.state import Frozen, TrainState, init_state
 
@@ -26,7 +33,7 @@ _DEGRADATIONS = 18
 
 def abstract_step(
     run: Run, batch_size: int, patch_size: int, text: TextEncoders | None = None
-) -> tuple[Frozen, TrainState, dict[str, jax.ShapeDtypeStruct]]:
+) -> tuple[Frozen, TrainState, dict[str, Any]]:
     """Makes the training step's arguments as shapes with shardings, as a run builds them.
 
     Args:
@@ -50,17 +57,21 @@ def abstract_step(
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
 
     tokens = model_config.text_tokens
-    batch = {name: rows((patch_size, patch_size, 3), jnp.uint8) for name in ("lq", "hq")}
-    batch |= {f"{name}_mask": rows((tokens,), jnp.bool_) for name in TEXTS}
-    batch["group"] = rows((), jnp.int32)
+    picture = rows((patch_size, patch_size, 3), jnp.uint8)
+    batch: dict[str, Any] = {"lq": picture, "hq": picture, "group": rows((), jnp.int32)}
+
+    def tokens_of(count: int) -> Tokens:
+        return Tokens(rows((count,), jnp.int32), rows((count,), jnp.bool_))
+
     if text is not None:
-        batch |= {f"{name}_ids": rows((tokens,), jnp.int32) for name in TEXTS}
+        batch |= {name: tokens_of(tokens) for name in TEXTS}
         if text.pooled is not None:
-            batch["pooled_ids"] = rows((POOLED_TOKENS,), jnp.int32)
-            batch["pooled_mask"] = rows((POOLED_TOKENS,), jnp.bool_)
+            batch["pooled"] = tokens_of(POOLED_TOKENS)
         return frozen._replace(text=encoder_weights(text, run.mesh)), state, batch
-    width = model_config.text_channels
-    batch |= {name: rows((tokens, width), jnp.bfloat16) for name in TEXTS}
+    embedded = Embedded(
+        rows((tokens, model_config.text_channels), jnp.bfloat16), rows((tokens,), jnp.bool_)
+    )
+    batch |= dict.fromkeys(TEXTS, embedded)
     if model_config.pooled_channels:
         batch["pooled"] = rows((model_config.pooled_channels,), jnp.bfloat16)
     return frozen, state, batch
@@ -69,16 +80,16 @@ def abstract_step(
 def abstract_text(
     config: presets.CoTIRConfig, mesh: Mesh, rules: Rules, in_step: bool
 ) -> TextEncoders:
-    """The model's text encoders at their published sizes, with shapes instead of weights.
+    """Makes the model's text encoders at their published sizes, with shapes instead of weights.
 
-    MiniLM is whole on every device where it is part of the step, and on one device otherwise.
+    MiniLM is replicated where it is part of the step, and on one device otherwise.
     """
 
     def make(kind: str, sizes: configs.EncoderConfig, tokens: int) -> TextEncoder:
         module = lambda: nnx.split(configs.ENCODERS[kind][0](sizes, rngs=nnx.Rngs(0)))  # noqa: E731
         graph, weights = jax.eval_shape(module)
-        alone = kind == "minilm" and not in_step
-        where = Mesh([mesh.devices.flat[0]], ("device",)) if alone else mesh
+        separate = kind == "minilm" and not in_step
+        where = Mesh([mesh.devices.flat[0]], ("device",)) if separate else mesh
         weights = placed(weights, where, () if kind == "minilm" else rules)
         tokenizer: Any = SimpleNamespace(tokens=tokens, vocab_size=0, source=kind)
         return TextEncoder(
@@ -93,15 +104,17 @@ def abstract_text(
 
 
 def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
-    """Bytes of an array on one device."""
+    """Counts the bytes of an array on one device."""
     return leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape))
 
 
 def sum_bytes(tree: Any) -> int:
+    """Adds up the bytes of all arrays on one device."""
     return sum(map(device_bytes, jax.tree.leaves(tree)))
 
 
 def placed(tree: Any, mesh: Mesh, rules: Rules) -> Any:
+    """Adds shardings to a tree of shapes."""
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
         tree,

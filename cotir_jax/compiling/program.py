@@ -1,37 +1,20 @@
-"""What a compiled program says about itself: memory, collectives, and the compiler's complaints."""
+"""Compiling a program: its memory, or that it does not fit, and the compiler's complaints."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 _log = logging.getLogger(__name__)
-
-_COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
-    "collective-broadcast", "ragged-all-to-all",
-)  # fmt: skip
-_BYTES = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
-    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
-}  # fmt: skip
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-_CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.\-]+(?:, ?%[\w.\-]+)*)"
-)
 
 
 class Memory(NamedTuple):
@@ -39,8 +22,8 @@ class Memory(NamedTuple):
 
     Attributes:
       arguments: weights, states and batch.
-      outputs: what of the results does not take the place of an argument.
-      temporaries: everything between, at its highest.
+      outputs: results that do not alias a donated argument.
+      temporaries: the most that is in use between arguments and results.
       code: of the program itself.
     """
 
@@ -54,15 +37,8 @@ class Memory(NamedTuple):
         return sum(self)
 
 
-class Moved(NamedTuple):
-    """One kind of collective: how often it runs in a step, and the bytes a device receives."""
-
-    times: int
-    bytes: int
-
-
 def memory(compiled: Any) -> Memory:
-    """Memory of a compiled program (`jax.stages.Compiled`) per device."""
+    """Reads the memory per device of a compiled program (`jax.stages.Compiled`)."""
     sizes = compiled.memory_analysis()
     return Memory(
         sizes.argument_size_in_bytes,
@@ -73,8 +49,16 @@ def memory(compiled: Any) -> Memory:
 
 
 def compile_program(lowered: Any, name: str) -> tuple[Any, float, list[str]]:
-    """Compiles; returns the program (or, where it does not fit, its bytes of temporaries), seconds,
-    and what the compiler said about involuntary replication."""
+    """Compiles a program and measures the time.
+
+    Args:
+      lowered: `jax.stages.Lowered`.
+      name: for the log.
+
+    Returns:
+      The program, or where it does not fit its bytes of temporaries; seconds; and what the compiler
+      said about involuntary replication.
+    """
     _log.info("%s: compiling", name)
     start = time.monotonic()
     with standard_error() as said:
@@ -89,7 +73,7 @@ def compile_program(lowered: Any, name: str) -> tuple[Any, float, list[str]]:
 
 
 def out_of_memory(message: str) -> int | None:
-    """Bytes of temporaries that the compiler names when they do not fit; None for other errors."""
+    """Reads the bytes of temporaries that do not fit; None for other errors."""
     if "RESOURCE_EXHAUSTED" not in message and "HbmOom" not in message:
         return None
     found = re.search(r"temporaries \(([\d.]+)([KMGT]?)\)", message) or re.search(
@@ -100,183 +84,9 @@ def out_of_memory(message: str) -> int | None:
     return int(float(found[1]) * 2 ** (10 * " KMGT".index(found[2] or " ")))
 
 
-def collectives(hlo: str, slice_of: Sequence[int] | None = None) -> dict[str, Moved]:
-    """Collectives of a compiled program, read from its HLO text.
-
-    Loops count as often as they run: their trip count is the constant that their condition
-    compares with. A collective that runs beside computations appears in several fusions under one
-    channel number, and counts once. Bytes are what one device receives by the ring algorithm: of n
-    devices, (n - 1) / n of a gathered result or a scattered input, twice that for a sum.
-
-    Args:
-      hlo: `compiled.as_text()`.
-      slice_of: slice of each device, in the order of the mesh, by which the program numbers them;
-        groups over several slices are counted apart, under the kind with " between slices" behind.
-
-    Returns:
-      kind -> how often and how many bytes, those that occur.
-    """
-    computations, entry = _computations(hlo)
-    found: dict[tuple[str, str], tuple[str, float, int]] = {}
-
-    def walk(name: str, times: int) -> None:
-        for line in computations.get(name, ()):
-            match = _INSTRUCTION.match(line)
-            if match is None:
-                continue
-            kind = match[3].removesuffix("-start")
-            if kind in _COLLECTIVES:
-                channel = re.search(r"channel_id=(\d+)", line)
-                key = (kind, channel[1] if channel else match[1])
-                found[key] = (line, times, len(_groups(line)[0]))
-            inner = times
-            if match[3] == "while":
-                inner = times * _trip_count(computations, line)
-            for called in _CALLED.findall(line):
-                for child in called.replace("%", "").split(","):
-                    walk(child.strip(), inner)
-
-    walk(entry, 1)
-    moved: dict[str, Moved] = {}
-    for (kind, _), (line, times, size) in found.items():
-        received = times * _received(kind, line, size)
-        if slice_of and _crosses(line, slice_of):
-            kind += " between slices"
-        before = moved.get(kind, Moved(0, 0))
-        moved[kind] = Moved(before.times + int(times), before.bytes + int(received))
-    return moved
-
-
-def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", None
-    for line in hlo.splitlines():
-        header = _COMPUTATION.match(line)
-        if header:
-            lines = computations[header[2]] = []
-            entry = header[2] if header[1] else entry
-        elif line == "}":  # a Pallas kernel's attributes hold line ends, and braces after them
-            lines = None
-        elif lines is not None:
-            lines.append(line)
-    return computations, entry
-
-
-def _trip_count(computations: Mapping[str, list[str]], line: str) -> int:
-    """How often a loop runs: up to the constant of its condition, by the step of its body."""
-    known = re.search(r'known_trip_count[":{]+n[":]+(\d+)', line)
-    if known:
-        return int(known[1])
-    condition, body = (
-        _definitions(computations.get(found[1], []))
-        for found in re.finditer(r"(?:condition|body)=%?([\w.\-]+)", line)
-    )
-    for kind, operands in condition.values():
-        limits = [
-            int(condition[name][1][0]) for name in operands if _is(condition, name, "constant")
-        ]
-        if kind == "compare" and limits:
-            counters = [name for name in operands if _is(condition, name, "get-tuple-element")]
-            step = _step(body, condition[counters[0]][1][1]) if counters else 1
-            return -(-limits[0] // (step or 1))
-    return 1
-
-
-def _definitions(lines: list[str]) -> dict[str, tuple[str, list[str]]]:
-    """By name: an instruction's kind and operands, with a constant's value or an element's index.
-
-    Under "" stands the root.
-    """
-    found = {}
-    for line in lines:
-        match = _INSTRUCTION.match(line)
-        if match is None:
-            continue
-        inside = line[match.end() :].split(")", 1)
-        operands = re.findall(r"%([\w.\-]+)", inside[0])
-        if match[3] == "constant":
-            operands = re.findall(r"^\d+", inside[0]) or ["0"]
-        elif match[3] == "get-tuple-element":
-            operands += re.findall(r"index=(\d+)", inside[1])
-        found[match[1]] = (match[3], operands)
-        if line.lstrip().startswith("ROOT"):
-            found[""] = found[match[1]]
-    return found
-
-
-def _is(definitions: Mapping[str, tuple[str, list[str]]], name: str, kind: str) -> bool:
-    return definitions.get(name, ("", []))[0] == kind
-
-
-def _step(body: Mapping[str, tuple[str, list[str]]], index: str) -> int:
-    """What a loop's body adds to its counter, an element of what it carries; 1 if not plain."""
-
-    def added(name: str) -> int:
-        kind, operands = body.get(name, ("", []))
-        if kind == "add":
-            return sum(added(operand) for operand in operands)
-        return int(operands[0]) if kind == "constant" else 0
-
-    kind, carried = body.get("", ("", []))
-    return added(carried[int(index)]) if kind == "tuple" else 1
-
-
-def _received(kind: str, line: str, size: int) -> float:
-    """Bytes that a device receives in one run."""
-    match = _INSTRUCTION.match(line)
-    assert match is not None
-    arrays = [_bytes(*array) for array in _ARRAY.findall(match[2])]
-    if kind == "collective-permute":
-        return arrays[0]
-    share = (size - 1) / size
-    if kind == "all-gather":
-        # Asynchronous ones return (input, result).
-        return share * (max(arrays) if match[3].endswith("-start") else sum(arrays))
-    if kind == "reduce-scatter":
-        return (size - 1) * (min(arrays) if match[3].endswith("-start") else sum(arrays))
-    return share * sum(arrays) * (2 if kind == "all-reduce" else 1)
-
-
-def _bytes(dtype: str, shape: str) -> float:
-    return _BYTES.get(dtype, 0) * math.prod(int(side) for side in shape.split(",") if side)
-
-
-def _crosses(line: str, slice_of: Sequence[int]) -> bool:
-    """Whether the devices of a group lie in several slices."""
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}?[,\s]", line)
-    groups = _listed(pairs[0]) if pairs else _groups(line)
-    return any(len({slice_of[device] for device in group}) > 1 for group in groups)
-
-
-def _groups(line: str) -> list[list[int]]:
-    """Devices that take part together, in any of the three ways in which XLA writes them."""
-    named = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line)
-    if named:
-        sizes = re.findall(r"'(\w+)'=(\d+)", named[1])
-        axes = [name for name, _ in sizes]
-        together = [axes.index(name) for name in re.findall(r"'(\w+)'", named[2])]
-        apart = [axis for axis in range(len(axes)) if axis not in together]
-        shape = [int(size) for _, size in sizes]
-        numbers = np.arange(math.prod(shape)).reshape(shape).transpose(apart + together)
-        return numbers.reshape(-1, math.prod(shape[axis] for axis in together)).tolist()
-    iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
-    if iota:
-        shape = [int(size) for size in iota[3].split(",")]
-        order = [int(axis) for axis in iota[4].split(",")] if iota[4] else None
-        numbers = np.arange(math.prod(shape)).reshape(shape).transpose(order)
-        return numbers.reshape(int(iota[1]), int(iota[2])).tolist()
-    listed = re.search(r"replica_groups=\{(\{.*?\})\}", line)
-    return _listed(listed[1]) if listed else [[0]]
-
-
-def _listed(text: str) -> list[list[int]]:
-    groups = re.findall(r"\{([\d,]+)\}", text)
-    return [[int(device) for device in group.split(",")] for group in groups] or [[0]]
-
-
 @contextlib.contextmanager
 def standard_error() -> Iterator[list[str]]:
-    """Takes what the compiler, which is C++, writes to standard error; its lines, at the end."""
+    """Collects what C++ code writes to standard error; the list has its lines at the end."""
     lines: list[str] = []
     sys.stderr.flush()
     kept = os.dup(2)

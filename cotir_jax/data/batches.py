@@ -18,7 +18,7 @@ from cotir_jax.data.mixing import locate, shares_of
 from cotir_jax.data.prompts import check_vague_schedule, choose_prompt, vague_probability
 from cotir_jax.data.samples import CorruptSample, Texts, crop_pair, read_texts
 from cotir_jax.data.shard_index import ShardIndex
-from cotir_jax.text.tokenizer import TextTokenizer
+from cotir_jax.text.tokenizer import TextTokenizer, Tokens
 
 _CROPS = 3  # see mixing.py
 _MAX_CORRUPT_SHARE = 0.01
@@ -31,10 +31,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps ``first_step`` to ``last_step - 1`` with one patch size and global batch size."""
+    """Steps ``first_step`` to ``end_step - 1`` with one patch size and global batch size."""
 
     first_step: int
-    last_step: int
+    end_step: int
     patch_size: int
     batch_size: int
 
@@ -53,13 +53,13 @@ def stage_batches(
     num_threads: int = 4,
     first_sample: int = 0,
     first_step: int | None = None,
-) -> grain.IterDataset[dict[str, np.ndarray]]:
-    """The batches of a stage, one per step.
+) -> grain.IterDataset[dict[str, Any]]:
+    """Reads the batches of a stage, one per step.
 
     Step s has the sample numbers ``first_sample + (s - stage.first_step) * batch_size`` and on;
     each process reads the rows that its devices hold. A batch is a function of (seed, step, rows),
     whatever the workers and threads: a run continues, with other processes and workers too, from
-    the step alone. ``iter()`` of the result prefetches, and has ``close``.
+    only the step. ``iter()`` of the result prefetches, and has ``close``.
 
     Args:
         index: where the samples are.
@@ -78,11 +78,10 @@ def stage_batches(
         first_step: first step that is read; by default the stage's.
 
     Returns:
-        Dicts, b = rows: ``lq``, ``hq`` uint8 ``[b, patch, patch, 3]``;
-        ``prompt_ids``, ``scene_ids``, ``degradation_ids``, ``plan_ids`` int32 ``[b, T]``;
-        ``prompt_mask``, ... bool ``[b, T]``; ``degradation`` int32 ``[b]`` into
-        ``index.degradations``; ``corrupt`` int32 ``[b]``, corrupt samples passed over; with a
-        pooled tokenizer also the prompt's ``pooled_ids`` int32 and ``pooled_mask`` bool ``[b, P]``.
+        Dicts, b = rows: ``lq``, ``hq`` uint8 ``[b, patch, patch, 3]``; ``prompt``, ``scene``,
+        ``degradation``, ``plan``, ``Tokens`` ``[b, T]``; with a pooled tokenizer also ``pooled``,
+        the prompt's ``Tokens`` ``[b, P]``; ``group`` int32 ``[b]``, the degradation's place in
+        ``index.degradations``; ``corrupt`` int32 ``[b]``, corrupt samples passed over.
 
     Raises:
         ValueError: sizes, shares or the schedule are out of range; while iterating: a picture is
@@ -104,8 +103,8 @@ def stage_batches(
         first_sample=first_sample,
     )
     _allow_unparsed_flags()
-    positions = [(step - stage.first_step) * len(rows) for step in (begin, stage.last_step)]
-    # Stacked before to_iter_dataset, so that workers share whole batches between them: stacked
+    positions = [(step - stage.first_step) * len(rows) for step in (begin, stage.end_step)]
+    # Stacked before to_iter_dataset, so that workers share complete batches between them: stacked
     # after it, what is in a batch would depend on their number.
     batches = grain.MapDataset.range(*positions).map(reader).batch(len(rows), drop_remainder=True)
     batches = batches.to_iter_dataset(
@@ -127,11 +126,11 @@ def _check_sizes(
 ) -> None:
     if seed < 0:
         raise ValueError(f"config.seed is {seed}; expected 0 or more")
-    if stage.last_step <= stage.first_step or stage.patch_size < 1 or stage.batch_size < 1:
+    if stage.end_step <= stage.first_step or stage.patch_size < 1 or stage.batch_size < 1:
         raise ValueError(f"config.train.stages gives {stage}; steps must grow, sizes be above 0")
     if not rows or not 0 <= min(rows) <= max(rows) < stage.batch_size:
         raise ValueError(f"got rows {rows}, expected some of 0 to {stage.batch_size - 1}")
-    if not stage.first_step <= first_step < stage.last_step:
+    if not stage.first_step <= first_step < stage.end_step:
         raise ValueError(f"got first step {first_step}, expected one of {stage}")
     if num_workers < 0 or num_threads < 1:
         raise ValueError(
@@ -142,7 +141,7 @@ def _check_sizes(
 
 def _allow_unparsed_flags() -> None:
     # Grain 0.2.18 starts workers only where absl has parsed the flags, not in a plain script
-    # (google/grain issue 1355, mended later). This lets its one flag be read, and no other.
+    # (google/grain issue 1355, fixed later). This lets its one flag be read, and no other.
     name = "grain_enable_multiprocess_worker_profiling"
     if name in flags.FLAGS and not flags.FLAGS.is_parsed():
         flags.FLAGS[name].present = 1
@@ -180,7 +179,7 @@ class _SampleReader:
     def __post_init__(self) -> None:
         self._named: set[int] = set()
 
-    def __call__(self, position: int) -> dict[str, np.ndarray]:
+    def __call__(self, position: int) -> dict[str, Any]:
         step, place = divmod(int(position), len(self.rows))
         number = self.first_sample + step * self.stage.batch_size + self.rows[place]
         degradation, place = locate(
@@ -195,7 +194,7 @@ class _SampleReader:
                 self._warn(sample, error)
                 continue
             return out | {
-                "degradation": np.array(degradation, np.int32),
+                "group": np.array(degradation, np.int32),
                 "corrupt": np.array(skipped, np.int32),
             }
         raise ValueError(
@@ -203,7 +202,7 @@ class _SampleReader:
             "samples are corrupt; fetch its shards again or remove the folder"
         )
 
-    def _read(self, sample: int, number: int, degradation: int, step: int) -> dict[str, np.ndarray]:
+    def _read(self, sample: int, number: int, degradation: int, step: int) -> dict[str, Any]:
         found = self.index.read(sample)
         if found is None:
             raise CorruptSample("incomplete")
@@ -224,15 +223,16 @@ class _SampleReader:
         )
         return {"lq": lq_patch, "hq": hq_patch, **self._tokens(prompt, texts)}
 
-    def _tokens(self, prompt: str, texts: Texts) -> dict[str, np.ndarray]:
-        named = zip(
-            ("prompt", "scene", "degradation", "plan"), (prompt, *texts.thoughts), strict=True
+    def _tokens(self, prompt: str, texts: Texts) -> dict[str, Tokens]:
+        out = dict(
+            zip(
+                ("prompt", "scene", "degradation", "plan"),
+                map(self.tokenizer, (prompt, *texts.thoughts)),
+                strict=True,
+            )
         )
-        out = {}
-        for name, text in named:
-            out[f"{name}_ids"], out[f"{name}_mask"] = self.tokenizer(text)
         if self.pooled_tokenizer is not None:
-            out["pooled_ids"], out["pooled_mask"] = self.pooled_tokenizer(prompt)
+            out["pooled"] = self.pooled_tokenizer(prompt)
         return out
 
     def _warn(self, sample: int, error: CorruptSample) -> None:

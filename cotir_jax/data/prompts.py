@@ -59,7 +59,7 @@ def _read_lines(path: Path) -> tuple[str, ...]:
 
 
 def check_vague_schedule(schedule: Sequence[tuple[int, float]]) -> None:
-    """Raise ValueError unless steps grow from 0 and probabilities lie in [0, 1]."""
+    """Raise ValueError unless steps grow from 0 and probabilities are in [0, 1]."""
     steps = [step for step, _ in schedule]
     fine = steps[:1] == [0] and all(a < b for a, b in zip(steps, steps[1:], strict=False))
     if not fine or not all(0 <= probability <= 1 for _, probability in schedule):

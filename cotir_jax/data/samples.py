@@ -108,7 +108,7 @@ def _crop(
     try:
         if image.mode != "RGB" or "transparency" in image.info:
             image = Image.fromarray(load_picture(data, name))
-        # Cut and mirrored before the copy to numpy: load_picture's copies of the whole picture
+        # Cut and mirrored before the copy to numpy: load_picture's copies of the complete picture
         # take a third as long as decoding it, and numpy is slow at stacking mirrored pixels.
         patch = image.crop(box)
         return np.asarray(patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else patch)

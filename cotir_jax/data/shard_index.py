@@ -1,6 +1,6 @@
 """Random access to the samples of a CoTIR-Bench folder: a byte-offset index over its tar shards.
 
-The index is made once and kept beside the shards, so that later starts read one file instead of
+The index is made once and kept next to the shards, so that later starts read one file instead of
 every tar header. A benchmark in ArrayRecord files (``bench/records.py``) needs none.
 """
 
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ShardIndex:
-    """Where every sample of every degradation lies.
+    """Where every sample of every degradation is.
 
     Attributes:
         folder: the folder that holds a folder of shards for each degradation, or ArrayRecord files
@@ -58,13 +58,13 @@ class ShardIndex:
 
     @staticmethod
     def build(data_dir: Path | str) -> "ShardIndex":
-        """Load the index of a CoTIR-Bench folder, or make it and keep it beside the shards.
+        """Load the index of a CoTIR-Bench folder, or make it and keep it next to the shards.
 
-        It is made anew when a shard's name, size or time of change is not what it was. Where the
+        It is made again when a shard's name, size or time of change differs. Where the
         folder cannot be written, the index stays in memory.
 
         Args:
-            data_dir: the root or its ``image/`` folder; shards may lie in
+            data_dir: the root or its ``image/`` folder; shards may be in
                 ``<root>/<degradation>/`` too.
 
         Raises:
@@ -104,10 +104,10 @@ class ShardIndex:
         return tuple(int(end - start) for start, end in self.ranges)
 
     def split(self, held_out: int) -> tuple["ShardIndex", "ShardIndex | None"]:
-        """Keep the last ``held_out`` samples of each degradation apart.
+        """Separate the last ``held_out`` samples of each degradation.
 
         Returns:
-            The index without them, and the index of them alone (None for 0).
+            The index without them, and the index of only them (None for 0).
 
         Raises:
             ValueError: a degradation has too few samples.
@@ -123,8 +123,8 @@ class ShardIndex:
             )
         start, end = self.ranges.T
         kept = np.stack([start, end - held_out], axis=1)
-        apart = np.stack([end - held_out, end], axis=1)
-        return dataclasses.replace(self, ranges=kept), dataclasses.replace(self, ranges=apart)
+        separate = np.stack([end - held_out, end], axis=1)
+        return dataclasses.replace(self, ranges=kept), dataclasses.replace(self, ranges=separate)
 
     def read(self, sample: int) -> tuple[bytes, bytes, bytes] | None:
         """The bytes of a sample's ``FIELDS``, or None where one is absent or cut short.
@@ -282,8 +282,8 @@ def _scan_shard(path: Path) -> tuple[list[list[tuple[int, int]]], str]:
                     if (folder, key) != last_key:
                         last_key = (folder, key)
                         rows.append([(-1, -1)] * len(FIELDS))
-                    whole = member.offset_data + member.size <= end
-                    size = member.size if whole else -1
+                    complete = member.offset_data + member.size <= end
+                    size = member.size if complete else -1
                     rows[-1][FIELDS.index(field)] = (member.offset_data, size)
             except tarfile.ReadError:
                 return rows, "truncated shard"

@@ -1,7 +1,7 @@
 """Floating-point operations of a training step, counted from the sizes.
 
 Two for each multiplication of a matrix product or convolution with the addition that follows;
-everything else is small beside them. XLA's own count leaves out Pallas kernels and takes the body
+everything else is small in comparison. XLA's own count leaves out Pallas kernels and takes the body
 of a loop once.
 """
 
@@ -26,7 +26,50 @@ class Work(NamedTuple):
 
     @property
     def total(self) -> float:
+        """Both passes."""
         return self.forward + self.backward
+
+
+class _Step(NamedTuple):
+    """Sizes of a training step of one sample.
+
+    Attributes:
+      config: the model's sizes.
+      everything: whether all weights train, rather than LoRA and adapter.
+      rows: of text, noisy latents and condition.
+      target: rows of the noisy latents; the condition has as many.
+      output: rows that the last layers compute.
+      mlp: width of an MLP.
+      wide: width of its first layer's output, which FLUX.2 gates.
+    """
+
+    config: CoTIRConfig
+    everything: bool
+    rows: int
+    target: int
+    output: int
+    mlp: int
+    wide: int
+
+    def frozen(self, size: float, *, reached: bool = True) -> Work:
+        """A base weight: a gradient passes through it to what trains below it, where it does.
+
+        Args:
+          size: multiplications.
+          reached: whether something that trains is below, where the base does not.
+        """
+        if self.everything:
+            return trained(size)
+        return Work(size, size if reached else 0.0)
+
+    def lora(self, rows: int, into: int, out: int) -> Work:
+        """LoRA's two products."""
+        return trained(rows * min(self.config.lora_rank, into, out) * (into + out))
+
+    def attention(self, pairs: float, *, reached: bool = True) -> Work:
+        """Logits and weighted sums over pairs of rows."""
+        forward = 2 * pairs * self.config.hidden_size
+        return Work(forward, 2 * forward if reached or self.everything else 0.0)
 
 
 def training_step(
@@ -38,7 +81,7 @@ def training_step(
     all_adapter_rows: bool = False,
     text_encoders: bool = False,
 ) -> dict[str, Work]:
-    """FLOPs of a training step by part, of all devices together.
+    """Counts a training step's FLOPs by part, of all devices together.
 
     Model FLOPs: what `remat` computes again is left out.
 
@@ -48,81 +91,31 @@ def training_step(
       patch_size: side of the pictures in pixels.
       trainable: as in `TrainSettings`.
       all_adapter_rows: count the adapter as the release computes it: queries, MLP and output
-        projection of the image rows too, which nothing reads (SPEC section 3).
+        projection of the image rows too, which nothing reads (docs/design.md, section 3).
       text_encoders: count them too; they are part of the step or run ahead of it.
 
     Returns:
       `embed` (input layers and modulations), `double`, `adapter`, `single`, `final`, `detail`,
       `autoencoder` and, if asked for, `text`.
     """
-    everything = trainable == "all"
-    hidden, text = config.hidden_size, config.text_tokens
     target = (patch_size // config.patch) ** 2
-    image = 2 * target
-    rows = text + image
-    mlp, gates = int(hidden * config.mlp_ratio), 2 if config.family == "flux2" else 1
-    # Where the condition's rows see themselves alone, they need fewer products.
-    pairs = (text + target) * rows + target**2 if config.reference_cache else rows**2
-    own = config.family == "flux1"  # a modulation in every block
-
-    def frozen(size: float, *, reached: bool = True) -> Work:
-        """A base weight: a gradient passes through to what lies below, where that trains."""
-        return Work(size, (2.0 if everything else 1.0) * size if reached or everything else 0.0)
-
-    def lora(rows: int, into: int, out: int) -> Work:
-        return trained(rows * min(config.lora_rank, into, out) * (into + out))
-
-    def attention(pairs: float, *, reached: bool = True) -> Work:
-        return Work(2 * pairs * hidden, (4 if reached or everything else 0) * pairs * hidden)
-
-    # Layers that read the step's inputs pass no gradient on to them.
-    read = image * config.in_channels * hidden + text * config.text_channels * hidden
-    embed = _sum(
-        Work(read, read * everything),
-        frozen(
-            (256 + hidden) * hidden * (2 if config.guidance_embed else 1)
-            + (config.pooled_channels + hidden) * hidden * (config.pooled_channels > 0)
-            + (0 if own else 15 * hidden**2),
-            reached=False,
-        ),
+    mlp = int(config.hidden_size * config.mlp_ratio)
+    step = _Step(
+        config,
+        everything=trainable == "all",
+        rows=config.text_tokens + 2 * target,
+        target=target,
+        output=2 * target if config.prediction == "correction" else target,
+        mlp=mlp,
+        wide=2 * mlp if config.family == "flux2" else mlp,
     )
-    double = _sum(
-        frozen(
-            rows * hidden * (4 * hidden + (gates + 1) * mlp) + own * 12 * hidden**2, reached=False
-        ),
-        attention(pairs, reached=False),
-    )
-    wide = 3 * hidden + gates * mlp
-    single = _sum(
-        frozen(rows * hidden * (wide + hidden + mlp)),
-        lora(rows, hidden, wide),
-        lora(rows, hidden + mlp, hidden),
-        frozen(own * 3 * hidden**2, reached=False),
-        lora(1, hidden, 3 * hidden) if own else Work(0, 0),
-        attention(pairs),
-    )
-    out_rows = image if config.prediction == "correction" else target
-    rank = min(config.lora_rank, hidden)
-    last = _sum(
-        frozen(rows * 2 * hidden**2 + out_rows * hidden * (2 * hidden + (gates + 1) * mlp)),
-        trained(rank * (rows * 3 * hidden + out_rows * (3 * hidden + gates * mlp))),
-        lora(out_rows, hidden + mlp, hidden),
-        frozen(own * 3 * hidden**2, reached=False),
-        lora(1, hidden, 3 * hidden) if own else Work(0, 0),
-        attention(out_rows * rows),
-    )
-    final = _sum(
-        frozen(out_rows * hidden * config.in_channels),
-        lora(out_rows, hidden, config.in_channels),
-        frozen(2 * hidden**2, reached=False),
-        lora(1, hidden, 2 * hidden),
-    )
+    adapter_rows = step.rows if all_adapter_rows else config.text_tokens
     parts = {
-        "embed": embed,
-        "double": _times(double, config.num_double_blocks),
-        "adapter": _adapter(config, image, rows if all_adapter_rows else text),
-        "single": _sum(_times(single, config.num_single_blocks - 1), last),
-        "final": final,
+        "embed": _embed(step),
+        "double": _times(_double(step), config.num_double_blocks),
+        "adapter": _adapter(config, 2 * target, adapter_rows),
+        "single": _sum(_times(_single(step), config.num_single_blocks - 1), _last_single(step)),
+        "final": _final(step),
         "detail": _detail(config, patch_size),
         "autoencoder": Work(2 * _encoder(config, patch_size), 0),
     }
@@ -132,8 +125,81 @@ def training_step(
     return counted
 
 
+def _embed(step: _Step) -> Work:
+    """Input layers, which pass no gradient on to the step's inputs, and shared modulations."""
+    config, hidden = step.config, step.config.hidden_size
+    read = 2 * step.target * config.in_channels * hidden
+    read += config.text_tokens * config.text_channels * hidden
+    vectors = (256 + hidden) * hidden * (2 if config.guidance_embed else 1)
+    if config.pooled_channels:
+        vectors += (config.pooled_channels + hidden) * hidden
+    if config.family == "flux2":
+        vectors += 15 * hidden**2
+    return _sum(Work(read, read * step.everything), step.frozen(vectors, reached=False))
+
+
+def _double(step: _Step) -> Work:
+    """One double block; nothing below it trains with LoRA and adapter."""
+    hidden = step.config.hidden_size
+    layers = step.rows * hidden * (4 * hidden + step.wide + step.mlp)
+    if step.config.family == "flux1":
+        layers += 12 * hidden**2
+    return _sum(step.frozen(layers, reached=False), step.attention(_pairs(step), reached=False))
+
+
+def _pairs(step: _Step) -> float:
+    """Pairs of rows that attend; a cached condition's rows attend only to each other."""
+    if step.config.reference_cache:
+        return (step.config.text_tokens + step.target) * step.rows + step.target**2
+    return step.rows**2
+
+
+def _single(step: _Step) -> Work:
+    """One single block."""
+    hidden, rows, mlp, wide = step.config.hidden_size, step.rows, step.mlp, step.wide
+    return _sum(
+        step.frozen(rows * hidden * (3 * hidden + wide + hidden + mlp)),
+        step.lora(rows, hidden, 3 * hidden + wide),
+        step.lora(rows, hidden + mlp, hidden),
+        _single_modulation(step),
+        step.attention(_pairs(step)),
+    )
+
+
+def _last_single(step: _Step) -> Work:
+    """The last single block: keys and values of all rows, the rest of those that are read."""
+    hidden, rows, out, wide = step.config.hidden_size, step.rows, step.output, step.wide
+    rank = min(step.config.lora_rank, hidden)
+    return _sum(
+        step.frozen(rows * 2 * hidden**2 + out * hidden * (2 * hidden + wide + step.mlp)),
+        trained(rank * (rows * 3 * hidden + out * (3 * hidden + wide))),
+        step.lora(out, hidden + step.mlp, hidden),
+        _single_modulation(step),
+        step.attention(out * rows),
+    )
+
+
+def _single_modulation(step: _Step) -> Work:
+    """Of every single block in FLUX.1; FLUX.2 has one modulation for all (`_embed`)."""
+    if step.config.family == "flux2":
+        return Work(0, 0)
+    hidden = step.config.hidden_size
+    return _sum(step.frozen(3 * hidden**2, reached=False), step.lora(1, hidden, 3 * hidden))
+
+
+def _final(step: _Step) -> Work:
+    """The final layer and its modulation."""
+    hidden, channels = step.config.hidden_size, step.config.in_channels
+    return _sum(
+        step.frozen(step.output * hidden * channels),
+        step.lora(step.output, hidden, channels),
+        step.frozen(2 * hidden**2, reached=False),
+        step.lora(1, hidden, 2 * hidden),
+    )
+
+
 def encoding(config: CoTIRConfig, batch: int) -> float:
-    """FLOPs of encoding prompt and thoughts of `batch` samples, at the encoders' published sizes.
+    """Counts the FLOPs of encoding prompt and thoughts of `batch` samples, at published sizes.
 
     All `text_tokens` positions count: padding is encoded too, as the model reads it.
     """
@@ -145,12 +211,12 @@ def encoding(config: CoTIRConfig, batch: int) -> float:
 
 
 def total(parts: dict[str, Work]) -> float:
-    """FLOPs of all parts, forward and backward."""
+    """Adds up the FLOPs of all parts, forward and backward."""
     return sum(work.total for work in parts.values())
 
 
 def trained(size: float) -> Work:
-    """A weight that trains: a gradient of its own, and one that passes through."""
+    """Counts a weight that trains: a gradient of its own, and one that passes through."""
     return Work(size, 2 * size)
 
 
@@ -171,7 +237,7 @@ def _adapter(config: CoTIRConfig, image: int, full_rows: int) -> Work:
 
 
 def _detail(config: CoTIRConfig, patch_size: int) -> Work:
-    """The convolutional head for one picture; only a model that trains whole has one."""
+    """The convolutional head for one picture; only a model of which all weights train has one."""
     if not (channels := config.detail_channels):
         return Work(0, 0)
     tokens = patch_size // config.patch

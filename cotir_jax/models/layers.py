@@ -24,9 +24,9 @@ REMAT_POLICIES = {
 
 
 class Output(NamedTuple):
-    """What a transformer computes: image output and the three predicted thoughts (or None)."""
+    """What a transformer computes: the velocity and the three predicted thoughts (or None)."""
 
-    image: jax.Array
+    velocity: jax.Array
     scene: jax.Array | None
     degradation: jax.Array | None
     plan: jax.Array | None
@@ -70,8 +70,8 @@ def rotary_angles(
 
     Axis a with d_a channels turns pair i by `position * theta ** (-2 i / d_a)`. With
     `position_dtype="bfloat16"` ids, frequencies, angles and their cosines are rounded to bfloat16
-    as the release does (SPEC section 3); the rounding is explicit because XLA may keep excess
-    precision inside a fused bfloat16 expression.
+    as the release does (docs/design.md, section 3). The rounding is explicit because XLA may keep
+    excess precision inside a fused bfloat16 expression.
 
     Args:
       position_ids: `[batch, tokens, axes]`.
@@ -138,7 +138,10 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 class QKNorm(nnx.Module):
-    """RMS norm of queries and keys over the head dimension, eps 1e-6 (SPEC section 3)."""
+    """RMS norm of queries and keys over the head dimension, eps 1e-6.
+
+    It is computed in float32 (docs/design.md, section 3).
+    """
 
     def __init__(self, head_dim: int, *, param_type: type[nnx.Param], param_dtype: str):
         self.query_scale = param_type(jnp.ones((head_dim,), param_dtype))

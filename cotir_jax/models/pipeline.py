@@ -1,4 +1,4 @@
-"""From degraded to restored pictures: encode, sample and decode as one function to jit."""
+"""Restores pictures: encode, sample and decode as one function to jit."""
 
 from __future__ import annotations
 
@@ -10,19 +10,6 @@ from cotir_jax.models import sampling
 from cotir_jax.models.autoencoder import AUTOENCODERS, Autoencoder, PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.models.transformer import Text, Transformer, condition_reference, predict
-
-# XLA's CPU compiler multiplies in float32, and would make a float32 copy of all stacked bfloat16
-# weights before the loop over layers: for klein-4b at 512x512, 17 GB of temporaries in place of 2.
-CPU_OPTIONS = {"xla_disable_hlo_passes": "while-loop-invariant-code-motion"}
-
-
-def crops_per_call(platform: str) -> int:
-    """Crops of a picture that go through the program at once; a call with fewer is filled up.
-
-    Accelerators need several to be busy. A CPU takes one of nano's in a quarter of the time of
-    four, so there nothing is computed only to fill a call.
-    """
-    return 1 if platform == "cpu" else 4
 
 
 def make_autoencoder(config: CoTIRConfig, *, rngs: nnx.Rngs) -> Autoencoder | PatchAutoencoder:
@@ -38,7 +25,7 @@ def to_unit_range(pictures: jax.Array) -> jax.Array:
 
 
 def to_uint8(pictures: jax.Array) -> jax.Array:
-    """[-1, 1] to uint8, rounded (the release truncates; SPEC section 6)."""
+    """[-1, 1] to uint8, rounded (the release truncates; docs/design.md, section 6)."""
     return jnp.round(jnp.clip(pictures * 127.5 + 127.5, 0.0, 255.0)).astype(jnp.uint8)
 
 
@@ -75,7 +62,7 @@ def restore_range(
     empty_text: Text | None = None,
     corners: jax.Array | None = None,
 ) -> jax.Array:
-    """Restores a batch of pictures, or of crops of one picture (SPEC section 6).
+    """Restores a batch of pictures, or of crops of one picture (docs/design.md, section 6).
 
     Args:
       model: the transformer.
@@ -88,8 +75,8 @@ def restore_range(
       num_steps: Euler steps.
       empty_text: of empty prompts, for models with two-pass guidance.
       corners: int32 `[batch, 2]`, y and x in pixels, multiples of the patch, of crops of one
-        picture. The noise is then one field under the whole picture, which repeats itself after
-        the size of a crop, so that crops that overlap start alike where they do.
+        picture. The noise is then one field under the entire picture, repeating after the size of
+        a crop, so that overlapping crops start from the same noise where they overlap.
 
     Returns:
       float32 `[batch, height, width, 3]` in [-1, 1].
@@ -123,7 +110,7 @@ def restore_range(
                 guidance,
                 with_thoughts=False,
                 reference=reference,
-            ).image
+            ).velocity
 
         if not two_passes:
             return run(text)

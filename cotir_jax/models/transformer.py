@@ -1,4 +1,4 @@
-"""Both families behind one call: which transformer a config means, and velocity on grids."""
+"""One call for both families: the transformer of a config, and its velocity on grids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MIN_TIMESTEP = 0.05
 
 
 class Text(NamedTuple):
-    """What a transformer knows of the prompt.
+    """The prompt as a transformer reads it.
 
     Attributes:
       embeddings: `[batch, text_tokens, text_channels]`.
@@ -68,7 +68,7 @@ def predict(
 
     With `prediction="correction"` the clean estimate is `x = condition + output` and the velocity
     is `(x_t - x) / t`. The output is summed over the target row and the condition row of the same
-    place: at t = 1 a target row holds noise alone, while the condition row holds what is to be
+    place: at t = 1 a target row holds only noise, while the condition row holds what is to be
     corrected, so nothing has to be copied by attention first. With `detail_channels` the tokens'
     sum steers the convolutions that compute the correction.
 
@@ -80,10 +80,10 @@ def predict(
       timestep: `[batch]`.
       guidance: `[batch]`, for models with a guidance embedding.
       with_thoughts: whether the thoughts are predicted too.
-      reference: from `condition_reference`, where it is at hand already.
+      reference: from `condition_reference`; computed here by default.
 
     Returns:
-      `Output`; `image` is the velocity `[batch, height, width, in_channels]`, float32.
+      `Output`; its velocity is `[batch, height, width, in_channels]`, float32.
 
     Raises:
       ValueError: for shapes that do not fit the model.
@@ -119,13 +119,13 @@ def predict(
         with_thoughts=with_thoughts,
         **extra,
     )
-    image = out.image.astype(jnp.float32)
+    velocity = out.velocity.astype(jnp.float32)
     if corrects:
-        image = image[:, :count] + image[:, count:]
-    image = rearrange(image, "b (h w) c -> b h w c", h=height)
+        velocity = velocity[:, :count] + velocity[:, count:]
+    velocity = rearrange(velocity, "b (h w) c -> b h w c", h=height)
     if isinstance(model, Flux2) and model.detail is not None:
-        image = model.detail(condition, image, text.embeddings.mean(axis=1))
+        velocity = model.detail(condition, velocity, text.embeddings.mean(axis=1))
     if corrects:
         time = jnp.maximum(timestep.astype(jnp.float32), MIN_TIMESTEP)[:, None, None, None]
-        image = (noisy_latents - condition - image) / time
-    return out._replace(image=image)
+        velocity = (noisy_latents - condition - velocity) / time
+    return out._replace(velocity=velocity)

@@ -1,6 +1,6 @@
 """One run over several processes: joining, rows of a batch, stopping together.
 
-Every process runs the same program. Process 0 alone writes what is not an array: log lines, event
+Every process runs the same program. Only process 0 writes what is not an array: log lines, event
 files, pictures, results; arrays are saved by all together.
 """
 
@@ -61,7 +61,7 @@ def find_place(
     process_id: int | None,
     environment: Mapping[str, str],
 ) -> Place | None:
-    """The place that the flags give, or the COTIR_* environment variables where no flag is given.
+    """Reads the place from the flags, or from COTIR_* environment variables where no flag is given.
 
     Returns:
       None where neither says anything.
@@ -100,7 +100,7 @@ def initialize(place: Place | None) -> None:
     """Joins the job, before any device is touched.
 
     Without a place, Cloud TPU metadata and SLURM are asked (by JAX); a machine or job of one
-    process stays alone.
+    process joins nothing.
 
     Raises:
       ValueError: when the other processes do not come.
@@ -142,7 +142,7 @@ def is_first() -> bool:
 
 
 def wait_for_all(what: str) -> None:
-    """Returns once every process has come here, however far apart they are.
+    """Returns once every process has come here, however long that takes.
 
     Asks the coordinator: a barrier of collectives would give up on a slow process, on CPU within
     half a minute.
@@ -170,7 +170,7 @@ def sum_over_processes(values: np.ndarray) -> np.ndarray:
 
 
 def own_rows(size: int, sharding: NamedSharding) -> list[int]:
-    """Rows of a batch of `size` that this process's devices hold, in order.
+    """Lists the rows of a batch of `size` that this process's devices hold, in order.
 
     Where a mesh axis that does not split the batch spans processes, several hold the same rows.
     """

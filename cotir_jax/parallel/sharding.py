@@ -1,4 +1,4 @@
-"""The device mesh and where arrays lie on it.
+"""The device mesh, and where arrays are on it.
 
 Parameters carry logical axis names (`out_sharding` metadata); the rules map those to the mesh axes
 `data`, `fsdp` and `tensor`. The same program runs on one device and on many.
@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from einops import rearrange
 from flax import nnx
 from jax.experimental import mesh_utils
@@ -31,7 +30,7 @@ RULES: Rules = (("embed", "fsdp"), ("mlp", "tensor"), ("vocab", "tensor"), ("lay
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the mesh; one size may be -1, which takes the devices that are left.
 
-    Several TPU slices lie one after the other along `data`: only gradients cross the data-centre
+    Several TPU slices follow each other along `data`: only gradients cross the data-centre
     network between them, once a step, while weights are gathered within a slice.
 
     Args:
@@ -63,7 +62,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     data, fsdp, tensor = shape
     if data % slices:
         raise ValueError(
-            f"mesh data={data}: the data axis lies over the {slices} slices, so set "
+            f"mesh data={data}: the data axis spans the {slices} slices, so set "
             f"config.mesh.data to a multiple of {slices}, or to -1 and config.mesh.fsdp to at most "
             f"the {len(devices) // slices} devices of a slice"
         )
@@ -74,19 +73,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def num_slices(devices: Sequence[jax.Device]) -> int:
-    """TPU slices that the devices belong to; 1 for other platforms."""
+    """Counts the TPU slices of the devices; 1 for other platforms."""
     if devices[0].platform != "tpu":
         return 1
     return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
-    """Shardings for a pytree of (abstract) variables and arrays, in the tree's own structure.
+    """Returns shardings for a pytree of (abstract) variables and arrays, in its own structure.
 
     Variables follow their logical axes where a rule names a mesh axis that divides them evenly.
     Large ones that are not split over `fsdp` then, as LoRA's B and the autoencoder's kernels, are
-    split along the first free one of their last two axes that divides, so that no device holds them
-    and their optimizer states whole. Everything else is replicated.
+    split along the first free one of their last two axes that divides, so that no device holds all
+    of them and their optimizer states. Everything else is replicated.
 
     Args:
       tree: pytree with `nnx.Variable` or array leaves, real or abstract.
@@ -133,12 +132,12 @@ def _divisible(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> Parti
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches are split over `data` and `fsdp` along their first axis."""
+    """Splits batches over `data` and `fsdp` along their first axis."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def batch_parts() -> int:
-    """Devices that a batch is split over in the mesh in force; 1 without one."""
+    """Counts the devices that a batch is split over in the mesh in force; 1 without one."""
     shape = jax.sharding.get_abstract_mesh().shape
     return math.prod(shape.get(axis, 1) for axis in BATCH_AXES)
 
@@ -147,7 +146,7 @@ def keep_batch_split(tree: Any) -> Any:
     """Tells the partitioner that activations stay split along their first axis, the batch.
 
     Weights are split over `fsdp` too, along an axis that products contract. Left to itself the
-    partitioner may split activations there instead: every device then holds the whole batch, and
+    partitioner may split activations there instead: every device then holds the complete batch, and
     every product ends with a sum over devices. This makes it gather weights. Between blocks, where
     no product needs all rows of a sample, those are split over `tensor` (Korthikanti 2022, arXiv
     2205.05198), or each of its devices would keep a copy. Without a mesh in force, or for a batch
@@ -171,7 +170,7 @@ def keep_batch_split(tree: Any) -> Any:
 
 
 def keep_samples_whole(x: jax.Array) -> jax.Array:
-    """Tells the partitioner to split `[batch, ...]` along the batch alone, for convolutions.
+    """Tells the partitioner to split `[batch, ...]` only along the batch, for convolutions.
 
     Left to itself, XLA (of jax 0.10.2, on CPU devices in a mesh with all three axes above 1) splits
     places or channels, and then gets the gradient of kernels that are split over `fsdp` wrong.
@@ -209,25 +208,5 @@ def in_rounds(function: Callable[[Any], jax.Array], tree: Any, most: int) -> jax
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same array on every device."""
+    """Puts the same array on every device."""
     return NamedSharding(mesh, PartitionSpec())
-
-
-def global_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's part of a batch, `[local batch, ...]`, to arrays over the whole mesh.
-
-    Raises:
-      ValueError: when the batch does not divide over the mesh.
-    """
-    parts = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    size = len(next(iter(batch.values()))) * jax.process_count()
-    if size % parts:
-        raise ValueError(
-            f"batch of {size} does not divide over data x fsdp = {parts}: change the batch sizes "
-            "in config.train.stages or config.mesh"
-        )
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(array))
-        for name, array in batch.items()
-    }

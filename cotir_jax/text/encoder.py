@@ -22,9 +22,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cotir_jax.models.text_encoders.minilm import PACKAGED_FOLDER, load_minilm
 from cotir_jax.parallel.sharding import in_rounds
-from cotir_jax.text.tokenizer import TextTokenizer
+from cotir_jax.text.tokenizer import TextTokenizer, Tokens
 
-# Bounds of one call of the program, whose result lies whole on every device.
+# Bounds of one call of the program, whose result is replicated.
 _TEXTS_PER_CALL = 32
 _BYTES_PER_CALL = 2**28
 # Texts that one device encodes at a time within a training step: 16 of Qwen3-4B take 0.5 GB.
@@ -47,7 +47,7 @@ class TextEncoder:
       tokenizer: of this encoder.
       tokens: length that every text is padded or cut to.
       width: channels of an embedding.
-      mesh: devices that the weights lie on.
+      mesh: devices that hold the weights.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TextEncoder:
           module: maps ids `[batch, tokens]` int32 (and a mask, same shape, bool) to embeddings
             `[batch, tokens, width]`, or to one vector per text `[batch, width]`.
           tokenizer: the one that the module was trained with.
-          mesh: devices that the module's weights lie on; None puts them on one device of this
+          mesh: devices that hold the module's weights; None puts them on one device of this
             process, so that each process encodes its own texts.
           cache_gb: host memory for texts that are kept, the least recently used leave first. Of
             klein-4b a text takes 512 * 7680 * 2 bytes, 8 MB.
@@ -125,7 +125,7 @@ class TextEncoder:
         return cls(module, tokenizer, cache_gb=cache_gb)
 
     def weights(self, mesh: Mesh) -> nnx.State:
-        """The module's, for `embed`: where they are, or whole on every device of another mesh."""
+        """Returns the weights, for `embed`: where they are, or replicated on another mesh."""
         if mesh == self.mesh:
             return self._weights
         everywhere = NamedSharding(mesh, PartitionSpec())
@@ -157,7 +157,7 @@ class TextEncoder:
         with jax.set_mesh(self.mesh):
             return self._encode.lower(self._weights, *inputs)
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token ids `[texts, tokens]`, int32, and mask `[texts, tokens]`, bool, True at text."""
         return self.tokenizer.tokenize(texts)
 
@@ -187,12 +187,12 @@ class TextEncoder:
     def _encode_missing(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
         keys = [i.tobytes() + m.tobytes() for i, m in zip(ids, mask, strict=True)]
         missing = {key: row for row, key in enumerate(keys) if key not in self._cache}
-        # This call's texts are held apart, as it may bring more of them than the cache keeps.
+        # This call's texts are held separately, because the cache may keep fewer of them.
         found = {key: self._cache[key] for key in keys if key not in missing}
         for start in range(0, len(missing), self._texts_per_call):
             rows = list(missing.values())[start : start + self._texts_per_call]
             embeddings = self._run(ids[rows], mask[rows])
-            # Copies, so that a cached text does not keep its whole chunk alive.
+            # Copies, so that a cached text does not keep its chunk alive.
             found |= {keys[row]: x.copy() for row, x in zip(rows, embeddings, strict=True)}
         for key in keys:
             self._cache[key] = found[key]

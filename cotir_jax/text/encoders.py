@@ -1,4 +1,4 @@
-"""A model's text encoders, ready to use: weights, tokenizer and cache."""
+"""Texts to what the transformer reads: on the host ahead of a training step, or within it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,20 @@ POOLED_TOKENS = 77
 TEXTS = ("prompt", "scene", "degradation", "plan")
 
 
+class Embedded(NamedTuple):
+    """Texts as embeddings: what a training step reads where a batch has `Tokens`.
+
+    Attributes:
+      embeddings: `[batch, tokens, width]`, bfloat16.
+      mask: bool `[batch, tokens]`, False at padding; None where no loss leaves padding out.
+    """
+
+    embeddings: jax.Array
+    mask: jax.Array | None
+
+
 class TextEncoders(NamedTuple):
-    """What turns a prompt into what the transformer reads.
+    """A model's text encoders.
 
     Attributes:
       tokens: an embedding per token.
@@ -32,64 +44,60 @@ class TextEncoders(NamedTuple):
 
 
 def encode_prompts(encoders: TextEncoders, prompts: Sequence[str]) -> Text:
-    """Embeddings of prompts on the host: `[prompts, tokens, width]`, pooled `[prompts, width]`."""
+    """Embeds prompts on the host: `[prompts, tokens, width]`, pooled `[prompts, width]`."""
     embeddings = encoders.tokens(*encoders.tokens.tokenize(prompts))
     if encoders.pooled is None:
         return Text(embeddings)
     return Text(embeddings, encoders.pooled(*encoders.pooled.tokenize(prompts)))
 
 
-def embed_ahead(batch: Mapping[str, np.ndarray], text: TextEncoders) -> dict[str, np.ndarray]:
-    """Replaces a batch's token ids by text embeddings; keeps what a training step reads."""
-    ids = np.concatenate([batch[f"{name}_ids"] for name in TEXTS])
-    masks = np.concatenate([batch[f"{name}_mask"] for name in TEXTS])
-    out = dict(zip(TEXTS, np.split(text.tokens(ids, masks), len(TEXTS)), strict=True))
-    if text.pooled is not None:
-        out["pooled"] = text.pooled(batch["pooled_ids"], batch["pooled_mask"])
-    return out | _rest(batch)
-
-
-def token_ids(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """What a step made by `in_step` reads of a batch."""
-    ids = {name: array for name, array in batch.items() if name.endswith("_ids")}
-    pooled = {name: array for name, array in batch.items() if name == "pooled_mask"}
-    return ids | pooled | _rest(batch)
-
-
-def in_step(step: Callable[..., Any], text: TextEncoders) -> Callable[..., Any]:
-    """A training step that encodes its batch's texts by itself.
+def embed_texts(batch: Mapping[str, Any], text: TextEncoders) -> dict[str, Any]:
+    """Embeds a batch's texts on the host, ahead of the training step.
 
     Args:
-      step: `train.train_step`.
+      batch: `TEXTS` as `Tokens` `[batch, tokens]`, `pooled` for a model that reads it, and others.
+      text: the encoders.
+
+    Returns:
+      The batch with `Embedded` texts, `pooled` `[batch, width]`, and the others as they were.
+    """
+    tokens = jax.tree.map(lambda *x: np.concatenate(x), *(batch[name] for name in TEXTS))
+    embeddings = np.split(text.tokens(*tokens), len(TEXTS))
+    return _embedded(batch, embeddings, text.pooled and text.pooled(*batch["pooled"]))
+
+
+def with_texts_embedded(step: Callable[..., Any], text: TextEncoders) -> Callable[..., Any]:
+    """Makes a training step that embeds its batch's texts first.
+
+    Args:
+      step: `training.step.train_step`.
       text: the encoders; their weights, `encoder_weights(text, mesh)`, are given as `frozen.text`.
 
     Returns:
-      The step for batches from `token_ids`.
+      The step for a batch as `embed_texts` takes it.
     """
 
-    def whole(frozen: Any, state: Any, batch: Mapping[str, jax.Array]) -> Any:
-        ids = jnp.stack([batch[f"{name}_ids"] for name in TEXTS])
-        masks = jnp.stack([batch[f"{name}_mask"] for name in TEXTS])
+    def embed_and_step(frozen: Any, state: Any, batch: Mapping[str, Any]) -> Any:
         tokens_weights, pooled_weights = frozen.text
-        embeddings = text.tokens.embed(tokens_weights, ids, masks)
-        new = dict(zip(TEXTS, embeddings, strict=True))
+        tokens = jax.tree.map(lambda *x: jnp.stack(x), *(batch[name] for name in TEXTS))
+        embeddings = text.tokens.embed(tokens_weights, *tokens)
+        pooled = None
         if text.pooled is not None:
-            ids, masks = batch["pooled_ids"][None], batch["pooled_mask"][None]
-            new["pooled"] = text.pooled.embed(pooled_weights, ids, masks)[0]
-        rest = {
-            name: array for name, array in batch.items() if not name.startswith("pooled")
-            and not name.endswith("_ids")
-        }  # fmt: skip
-        return step(frozen, state, rest | new)
+            pooled = text.pooled.embed(pooled_weights, *(x[None] for x in batch["pooled"]))[0]
+        return step(frozen, state, _embedded(batch, embeddings, pooled))
 
-    return whole
+    return embed_and_step
+
+
+def _embedded(batch: Mapping[str, Any], embeddings: Any, pooled: Any) -> dict[str, Any]:
+    new: dict[str, Any] = {
+        name: Embedded(each, batch[name].mask) for name, each in zip(TEXTS, embeddings, strict=True)
+    }
+    if pooled is not None:
+        new["pooled"] = pooled
+    return {**batch, **new}
 
 
 def encoder_weights(text: TextEncoders, mesh: Mesh) -> tuple[Any, Any]:
-    """Of both encoders, for `Frozen.text`; None where there is no second one."""
+    """Returns both encoders' weights, for `Frozen.text`; None where there is no second encoder."""
     return text.tokens.weights(mesh), text.pooled and text.pooled.weights(mesh)
-
-
-def _rest(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    masks = {f"{name}_mask": batch[f"{name}_mask"] for name in TEXTS}
-    return masks | {"lq": batch["lq"], "hq": batch["hq"], "group": batch["degradation"]}

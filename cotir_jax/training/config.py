@@ -104,7 +104,7 @@ class Run:
     @property
     def steps(self) -> int:
         """Steps of the complete run."""
-        return self.stages[-1].last_step
+        return self.stages[-1].end_step
 
     @property
     def bench_options(self) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def read_stages(config: ConfigDict) -> list[Stage]:
         first = end
     if not stages:
         raise ValueError("config.train.steps and config.train.stages give no step to run")
-    stages[-1] = dataclasses.replace(stages[-1], last_step=steps)
+    stages[-1] = dataclasses.replace(stages[-1], end_step=steps)
     return stages
 
 

@@ -102,7 +102,7 @@ class StepMetrics:
         """Reads the step before this one; at the end of a stage this one too."""
         self.read()
         self._waiting = finished
-        if finished.step == finished.stage.last_step:
+        if finished.step == finished.stage.end_step:
             self.read()
 
     def read(self) -> None:

@@ -21,7 +21,7 @@ from cotir_jax.data.fresh_samples import FreshSamples
 from cotir_jax.data.shard_index import ShardIndex
 from cotir_jax.parallel import processes
 from cotir_jax.parallel.sharding import batch_sharding, replicated
-from cotir_jax.text.encoders import TextEncoders, embed_ahead, encoder_weights, in_step, token_ids
+from cotir_jax.text.encoders import TextEncoders, embed_texts, encoder_weights, with_texts_embedded
 from cotir_jax.training.config import Run, check_workdir
 from cotir_jax.training.hooks import Checkpoints, Finished, Hook, Profile, Progress, StepMetrics
 from cotir_jax.training.metric_files import MetricFiles
@@ -108,16 +108,16 @@ def _run_stages(
     hooks: Sequence[Hook],
 ) -> TrainState:
     """Runs all steps that are left and returns the final state."""
-    step_fn: Any = in_step(train_step, text) if run.texts_in_step else train_step
+    step_fn: Any = with_texts_embedded(train_step, text) if run.texts_in_step else train_step
     program = jax.jit(step_fn, donate_argnums=1, out_shardings=(placement, replicated(run.mesh)))
     begin, first_sample = int(state.step), 0
     for stage in run.stages:
-        if begin < stage.last_step:
+        if begin < stage.end_step:
             with closing(batches(stage, first_sample, begin)) as source:
                 batch = next(source)
                 compiled = _compile(program, frozen, state, batch, stage)
                 speed.begin()
-                for step in range(begin, stage.last_step):
+                for step in range(begin, stage.end_step):
                     if step > begin:
                         with speed.waiting():
                             batch = next(source)
@@ -125,8 +125,8 @@ def _run_stages(
                     speed.dispatched(metrics)
                     for hook in hooks:
                         hook(Finished(step + 1, stage, state, metrics))
-            begin = stage.last_step
-        first_sample += (stage.last_step - stage.first_step) * stage.batch_size
+            begin = stage.end_step
+        first_sample += (stage.end_step - stage.first_step) * stage.batch_size
     return state
 
 
@@ -160,9 +160,10 @@ def _batches(
     )
     with closing(iterator):
         for batch in iterator:
-            corrupt.add(batch["corrupt"])
-            inputs = token_ids(batch) if run.texts_in_step else embed_ahead(batch, text)
-            yield processes.place_rows(inputs, rows, stage.batch_size, sharding)
+            corrupt.add(batch.pop("corrupt"))
+            if not run.texts_in_step:
+                batch = embed_texts(batch, text)
+            yield processes.place_rows(batch, rows, stage.batch_size, sharding)
 
 
 def _compile(

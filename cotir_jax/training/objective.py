@@ -55,7 +55,7 @@ def constraint_losses(
     Args:
       predicted: per thought `[batch, tokens, channels]`, the adapter's outputs.
       written: per thought `[batch, tokens, channels]`, text embeddings; no gradient flows to them.
-      masks: per thought `[batch, tokens]`, true at real tokens; averages over those alone.
+      masks: per thought `[batch, tokens]`, true at real tokens; averages over only those.
 
     Returns:
       `[batch, thoughts]`, float32.
@@ -87,7 +87,7 @@ def _normalised(x: jax.Array) -> jax.Array:
 def violations(
     losses: jax.Array, tolerances: jax.Array, groups: jax.Array, num_groups: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Violations `L_k - delta_k` per group of samples (one group: the whole batch).
+    """Violations `L_k - delta_k` per group of samples (one group: the complete batch).
 
     Args:
       losses: `[batch, thoughts]` from `constraint_losses`.

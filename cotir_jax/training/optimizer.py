@@ -33,7 +33,7 @@ def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
     """Global-norm clip, then AdamW on the schedule of `learning_rate`, or Muon on the same.
 
     Muon (Jordan et al., 2024) makes the momentum of each matrix orthogonal; its steps are scaled to
-    the size of AdamW's (arXiv 2502.16982), so that learning rates carry over. Kernels alone train
+    the size of AdamW's (arXiv 2502.16982), so that learning rates carry over. Only kernels train
     with it, those of convolutions as matrices of `[height * width * in, out]`; all other weights,
     LoRA's too, and kernels of a few columns stay with AdamW (Nesterov's, as Optax has it there).
     """

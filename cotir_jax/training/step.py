@@ -28,7 +28,7 @@ def loss_fn(
     trainable: nnx.State,
     frozen: Frozen,
     state: TrainState,
-    inputs: Mapping[str, jax.Array],
+    inputs: Mapping[str, Any],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The Lagrangian of one (micro-)batch.
 
@@ -37,9 +37,9 @@ def loss_fn(
       frozen: the other weights.
       state: gives structure, settings and multipliers.
       inputs: `latents`, `condition`, `noise` `[batch, height, width, channels]`; `timestep`
-        `[batch]`; `prompt`, `scene`, `degradation`, `plan` `[batch, text_tokens, text_channels]`;
-        `group` `[batch]`; `pooled` `[batch, pooled_channels]` for the flux1 family; with
-        `mask_padding` also `*_mask` `[batch, text_tokens]`.
+        `[batch]`; `prompt`, `scene`, `degradation`, `plan`, `Embedded` texts
+        `[batch, text_tokens, text_channels]`; `group` `[batch]`; `pooled`
+        `[batch, pooled_channels]` for the flux1 family.
 
     Returns:
       The scalar Lagrangian; `velocity_loss` (scalar) and per-sample `constraint_losses`
@@ -53,24 +53,25 @@ def loss_fn(
         if model.config.guidance_embed
         else None
     )
-    text = Text(inputs["prompt"], inputs.get("pooled"))
+    text = Text(inputs["prompt"].embeddings, inputs.get("pooled"))
     out = predict(model, noisy, inputs["condition"], text, inputs["timestep"], guidance)
-    velocity_loss = objective.velocity_loss(out.image, inputs["noise"], inputs["latents"])
+    velocity_loss = objective.velocity_loss(out.velocity, inputs["noise"], inputs["latents"])
     if out.scene is None:  # no adapter: nothing that a thought could be compared with
         losses = jnp.zeros((len(inputs["timestep"]), len(objective.THOUGHTS)))
     else:
-        written = tuple(inputs[name] for name in objective.THOUGHTS)
-        masks = None
-        if settings.mask_padding:
-            masks = tuple(inputs[f"{name}_mask"] for name in objective.THOUGHTS)
-        losses = objective.constraint_losses((out.scene, out.degradation, out.plan), written, masks)
+        written = [inputs[name] for name in objective.THOUGHTS]
+        losses = objective.constraint_losses(
+            (out.scene, out.degradation, out.plan),
+            tuple(text.embeddings for text in written),
+            tuple(text.mask for text in written) if settings.mask_padding else None,
+        )
     violation, share = _violations(state, losses, inputs["group"])
     loss = objective.lagrangian(velocity_loss, violation, share, state.multipliers)
     return loss, {"velocity_loss": velocity_loss, "constraint_losses": losses}
 
 
 def update(
-    frozen: Frozen, state: TrainState, inputs: Mapping[str, jax.Array]
+    frozen: Frozen, state: TrainState, inputs: Mapping[str, Any]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One primal step on the weights, then one dual step on the multipliers.
 
@@ -114,15 +115,15 @@ def update(
 
 
 def train_step(
-    frozen: Frozen, state: TrainState, batch: Mapping[str, jax.Array]
+    frozen: Frozen, state: TrainState, batch: Mapping[str, Any]
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Encodes a batch, draws noise and timesteps, and updates; the function that is jitted.
 
     Args:
       frozen: weights that do not train.
       state: the training state; donated by the loop.
-      batch: `lq`, `hq` uint8 `[batch, size, size, 3]`; `prompt`, `scene`, `degradation`, `plan`
-        text embeddings; `pooled` for the flux1 family; `group` `[batch]`; `*_mask`.
+      batch: `lq`, `hq` uint8 `[batch, size, size, 3]`; `prompt`, `scene`, `degradation`, `plan`,
+        `group` and `pooled` as in `loss_fn`.
 
     Returns:
       The new state and scalar metrics.
@@ -130,10 +131,8 @@ def train_step(
     return update(frozen, state, draw_inputs(frozen, state, batch))
 
 
-def draw_inputs(
-    frozen: Frozen, state: TrainState, batch: Mapping[str, jax.Array]
-) -> dict[str, jax.Array]:
-    """Latents, noise and timesteps of this step, a function of (run key, step, batch)."""
+def draw_inputs(frozen: Frozen, state: TrainState, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Draws noise and timesteps and encodes pictures, a function of (run key, step, batch)."""
     settings = state.settings
     autoencoder = nnx.merge(state.autoencoder, frozen.autoencoder)
     # One copy of the encoder compiles in half the time of two; and at full resolution its
@@ -158,7 +157,7 @@ def draw_inputs(
     }
 
 
-def _gradients(frozen: Frozen, state: TrainState, inputs: Mapping[str, jax.Array]):
+def _gradients(frozen: Frozen, state: TrainState, inputs: Mapping[str, Any]):
     """Loss, velocity loss, per-sample constraint losses and gradients, over all micro-batches."""
     count = state.settings.accumulate
     gradient = jax.value_and_grad(loss_fn, has_aux=True)

@@ -32,7 +32,7 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak dense bfloat16 FLOP/s of a device, None where it is not known."""
+    """Returns the peak dense bfloat16 FLOP/s of a device, None where it is not known."""
     names = [name for name in _PEAK_FLOPS if device_kind.startswith(name)]
     # "TPU v4 lite" is an inference chip of its own.
     if not names or device_kind == "TPU v4 lite":
@@ -41,10 +41,10 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 class Throughput:
-    """Measures training steps by when the devices end them.
+    """Measures training steps by when the devices finish them.
 
     Call `begin`, then for each step `dispatched` and, in the same order, `ended`; `waiting` around
-    what prepares a batch; `paused` around what is no part of a step.
+    what prepares a batch; `paused` around what does not belong to a step.
 
     Args:
       devices: all that the step runs on.
@@ -53,7 +53,7 @@ class Throughput:
 
     def __init__(self, devices: Sequence[jax.Device], clock: Callable[[], float] = time.monotonic):
         self._devices, self._clock = devices, clock
-        # In a thread of its own, so that the moment is known whatever else the program is doing.
+        # A thread of its own notes the moment, whatever else the program is doing.
         self._watch = ThreadPoolExecutor(1, thread_name_prefix="step end")
         self.begin()
 
@@ -70,7 +70,7 @@ class Throughput:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time in here is not the steps'; all of them have ended."""
+        """Leaves the time in here out; all steps must have ended."""
         start = self._clock()
         try:
             yield
@@ -89,7 +89,7 @@ class Throughput:
             self._waited += max(0.0, end - max(start, self._last.result()))
 
     def dispatched(self, outputs: Any) -> None:
-        """A step was handed to the devices; `outputs` are its arrays."""
+        """Notes that a step was handed to the devices; `outputs` are its arrays."""
 
         def finished() -> float:
             jax.block_until_ready(outputs)
@@ -99,12 +99,12 @@ class Throughput:
         self._under_way.append(self._last)
 
     def ended(self) -> None:
-        """The earliest step under way has ended, or will soon: waits for it."""
+        """Waits for the earliest step under way, and counts it."""
         self._end = self._under_way.popleft().result()
         self._steps += 1
 
     def report(self, batch_size: int, step_flops: float | None) -> dict[str, float]:
-        """The interval's numbers.
+        """Returns the interval's numbers.
 
         Args:
           batch_size: samples of a step, of all processes.
@@ -114,7 +114,7 @@ class Throughput:
           `step_seconds`; `samples_per_second` of all processes; `input_wait`, the share of time in
           which the devices waited for data and text embeddings; `mfu`, model FLOPs per second
           against the devices' peak; `memory_gb` and `peak_memory_gb` of this process's fullest
-          device (10^9 bytes). Those that cannot be known are left out.
+          device (10^9 bytes). Numbers that are not known are left out.
         """
         elapsed = max(self._end - self._start - self._paused, 1e-9)
         seconds = elapsed / max(self._steps, 1)
@@ -132,14 +132,14 @@ class Throughput:
         self._watch.shutdown(wait=False)
 
 
-# What a report may hold, beside the step's own metrics.
+# What a report may hold, besides the step's own metrics.
 NAMES = (
     "step_seconds", "samples_per_second", "input_wait", "mfu", "memory_gb", "peak_memory_gb",
 )  # fmt: skip
 
 
 def _memory(devices: list[jax.Device]) -> dict[str, float]:
-    """Memory of the fullest local device, where the backend tells."""
+    """Reads the memory of the fullest local device, where the backend tells."""
     own = [device for device in devices if device.process_index == jax.process_index()]
     stats: list[Mapping[str, int]] = [found for device in own if (found := device.memory_stats())]
     names = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"}

@@ -18,7 +18,7 @@ from cotir_jax.models import pipeline
 from cotir_jax.models.transformer import Text
 from cotir_jax.parallel import processes
 from cotir_jax.parallel.sharding import batch_sharding, replicated
-from cotir_jax.text.encoders import TextEncoders, embed_ahead, encode_prompts
+from cotir_jax.text.encoders import TextEncoders, embed_texts, encode_prompts
 from cotir_jax.training.config import Run
 from cotir_jax.training.hooks import Finished
 from cotir_jax.training.metric_files import MetricFiles
@@ -101,11 +101,11 @@ class Validation:
         return [self._embedded(batch, text) for batch in batches]
 
     def _embedded(self, batch: Mapping[str, Any], text: TextEncoders) -> dict[str, Any]:
-        embedded = embed_ahead(batch, text)
+        embedded = embed_texts(batch, text)
         out = {
             "lq": batch["lq"],
             "hq": batch["hq"],
-            "text": Text(embedded["prompt"], embedded.get("pooled")),
+            "text": Text(embedded["prompt"].embeddings, embedded.get("pooled")),
         }
         if self._run.model.guidance and not self._run.model.guidance_embed:
             out["empty"] = encode_prompts(text, [""] * self._size)

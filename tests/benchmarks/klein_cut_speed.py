@@ -23,12 +23,14 @@ import numpy as np
 import torch
 from flax import nnx
 
+from cotir_jax.configs import default
 from cotir_jax.conversion.fill import fill
 from cotir_jax.conversion.names import transformer as names
 from cotir_jax.models import flux2
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig, preset
 from cotir_jax.models.transformer import Text, make_transformer, predict
+from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import init_state
 from cotir_jax.training.step import update
@@ -192,17 +194,19 @@ def main() -> None:
         optimizer.step()
         return loss.item()
 
-    settings = TrainSettings(warmup_steps=1)
+    settings = TrainSettings.read(default.get_config())._replace(warmup_steps=1)
     frozen, state = init_state(model, PatchAutoencoder(16), settings, seed=0)
     inputs = {
         "latents": latents,
         "condition": condition,
         "noise": noise,
         "timestep": timestep,
-        "prompt": prompt,
+        "prompt": Embedded(prompt, None),
         "group": np.zeros(1, np.int32),
     }
-    inputs |= {name: jnp.zeros((1, 1, 1)) for name in ("scene", "degradation", "plan")}
+    inputs |= {
+        name: Embedded(jnp.zeros((1, 1, 1)), None) for name in ("scene", "degradation", "plan")
+    }
     step = jax.jit(update)
     losses = []
 

@@ -16,11 +16,13 @@ import numpy as np
 from flax import nnx
 
 from cotir_jax.compiling.program import memory
+from cotir_jax.configs import default
 from cotir_jax.models import flops, pipeline
 from cotir_jax.models.autoencoder import AUTOENCODERS, PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig, preset
 from cotir_jax.models.transformer import Text, make_transformer, predict
 from cotir_jax.parallel.sharding import RULES, make_mesh, shardings
+from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import Frozen, TrainState, init_state
 from cotir_jax.training.step import check_finite, train_step, update
@@ -64,7 +66,8 @@ def builder(config: CoTIRConfig, mesh: jax.sharding.Mesh):
             if config.adapter_depth
             else PatchAutoencoder(config.patch)  # latents are at hand
         )
-        return init_state(model, autoencoder, TrainSettings(), seed=0)
+        settings = TrainSettings.read(default.get_config(config.name))
+        return init_state(model, autoencoder, settings, seed=0)
 
     placement = shardings(jax.eval_shape(fresh), mesh, RULES)
     return jax.jit(fresh, out_shardings=placement), placement
@@ -84,7 +87,7 @@ def random_batch(config: CoTIRConfig, size: int, batch: int) -> dict[str, jax.Ar
         for name in ("lq", "hq")
     }
     texts = {
-        name: jnp.asarray(rng.standard_normal(shape, np.float32), jnp.bfloat16)
+        name: Embedded(jnp.asarray(rng.standard_normal(shape, np.float32), jnp.bfloat16), None)
         for name in ("prompt", *THOUGHTS)
     }
     return pictures | texts | {"group": jnp.zeros((batch,), jnp.int32)}
@@ -99,9 +102,9 @@ def random_latents(config: CoTIRConfig, size: int, batch: int) -> dict[str, jax.
         name: jnp.asarray(rng.standard_normal((batch, side, side, config.in_channels), np.float32))
         for name in ("latents", "condition", "noise")
     }
-    inputs |= {name: jnp.zeros((batch, 1, 1)) for name in THOUGHTS}
+    inputs |= {name: Embedded(jnp.zeros((batch, 1, 1)), None) for name in THOUGHTS}
     return inputs | {
-        "prompt": jnp.asarray(text, jnp.bfloat16),
+        "prompt": Embedded(jnp.asarray(text, jnp.bfloat16), None),
         "timestep": jnp.full((batch,), 0.7),
         "group": jnp.zeros((batch,), jnp.int32),
     }
@@ -195,7 +198,7 @@ def velocity(config: CoTIRConfig, size: int, batch: int, turns: int, mesh) -> di
 
     def run(weights, latents, condition, prompt, timestep):
         model = nnx.merge(graphdef, weights)
-        return predict(model, latents, condition, Text(prompt), timestep).image
+        return predict(model, latents, condition, Text(prompt), timestep).velocity
 
     names = ("latents", "condition", "prompt", "timestep")
     args = weights, *(inputs[name] for name in names)

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cotir_jax.configs import nano
 from cotir_jax.models import presets
 from cotir_jax.models.pipeline import make_autoencoder
 from cotir_jax.models.transformer import make_transformer
 from cotir_jax.restoring.restorer import Restorer
+from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import init_state
 from cotir_jax.training.step import train_step
@@ -25,7 +27,7 @@ from cotir_jax.training.step import train_step
 
 def training(batch_size: int, patch: int) -> None:
     config = presets.preset("nano")
-    settings = TrainSettings(trainable="all", full_noise=0.7, ema_decay=0.99)
+    settings = TrainSettings.read(nano.get_config())
     frozen, state = jax.jit(
         lambda: init_state(
             make_transformer(config, rngs=(rngs := nnx.Rngs(0))),
@@ -39,7 +41,7 @@ def training(batch_size: int, patch: int) -> None:
     batch = {name: rng.integers(0, 256, size, np.uint8) for name in ("lq", "hq")}
     text = (batch_size, config.text_tokens, config.text_channels)
     for name in ("prompt", "scene", "degradation", "plan"):
-        batch[name] = rng.normal(size=text).astype(jnp.bfloat16)
+        batch[name] = Embedded(rng.normal(size=text).astype(jnp.bfloat16), None)
     batch["group"] = np.zeros(batch_size, np.int32)
     step = jax.jit(train_step, donate_argnums=1).lower(frozen, state, batch).compile()
     flops = step.cost_analysis()["flops"]

@@ -9,7 +9,7 @@ from flax import nnx
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
-from cotir_jax.compiling import report
+from cotir_jax.compiling.topology import topology_devices
 from cotir_jax.models import presets
 from cotir_jax.models.transformer import Text, make_transformer, predict
 from cotir_jax.restoring.restorer import Restorer
@@ -48,7 +48,7 @@ def test_kernels_are_rounded_by_layer_and_output_channel(restorers):
 def test_restoring_with_int8_weights_is_hardly_seen(restorers):
     exact, rounded = restorers
     dark = (data.chelsea()[60:260, 100:330] * 0.3).astype(np.uint8)
-    expected, found = (one.pixels(dark, "brighten this dark photo") for one in restorers)
+    expected, found = (one(dark, "brighten this dark photo").image for one in restorers)
     assert peak_signal_noise_ratio(expected, found) > 45
     assert np.abs(expected.astype(int) - found).max() > 0
     sizes = [sum(x.nbytes for x in jax.tree.leaves(one.weights)) for one in restorers]
@@ -83,7 +83,7 @@ def test_int8_twice_and_the_command(restorers, tmp_path):
     Image.fromarray(data.chelsea()[:64, :64]).save(tmp_path / "in.png")
     cli.main(["restore", str(tmp_path / "in.png"), f"--out={tmp_path / 'out.png'}", "--int8"])
     found = np.asarray(Image.open(tmp_path / "out.png"))
-    np.testing.assert_array_equal(found, restorers[1].pixels(data.chelsea()[:64, :64]))
+    np.testing.assert_array_equal(found, restorers[1](data.chelsea()[:64, :64]).image)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
@@ -97,14 +97,14 @@ def test_the_int8_program_compiles_for_a_tpu(monkeypatch):
         "text_tokens=128, lora_rank=0"
     )
     config = presets.preset("klein-4b", overrides)
-    device = report.topology_devices("v5e:2x2")[0]
+    device = topology_devices("v5e:2x2")[0]
     graphdef, state = jax.eval_shape(lambda: nnx.split(make_transformer(config, rngs=nnx.Rngs(0))))
     state = jax.eval_shape(lambda s: jax.tree.map(lambda x: x.astype("bfloat16"), s), state)
 
     def forward(state, latents, embeddings, timestep):
         model = nnx.merge(graphdef, state)
         text = Text(embeddings)
-        return predict(model, latents, latents, text, timestep, with_thoughts=False).image
+        return predict(model, latents, latents, text, timestep, with_thoughts=False).velocity
 
     inputs = (
         jax.ShapeDtypeStruct((1, 16, 16, config.in_channels), "float32"),

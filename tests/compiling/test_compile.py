@@ -14,8 +14,9 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from cotir_jax.compiling import abstract_run, report
-from cotir_jax.compiling.program import collectives, out_of_memory
+from cotir_jax.compiling import abstract_run, stage
+from cotir_jax.compiling.hlo import collectives
+from cotir_jax.compiling.program import out_of_memory
 from cotir_jax.configs import default, tpu_v4, tpu_v5e, tpu_v5p, tpu_v6e
 from cotir_jax.models import flops, pipeline, presets
 from cotir_jax.models.transformer import make_transformer
@@ -241,12 +242,12 @@ def test_frozen_weights_take_no_gradient_and_no_optimizer_state():
 def test_large_weights_without_a_rule_are_split_over_fsdp():
     run = _run("klein-4b", devices=jax.devices(), mesh={"fsdp": 8})
     frozen, state, _ = abstract_run.abstract_step(run, 8, 128)
-    assert report.replicated(frozen, state) == []
+    assert stage.replicated(frozen, state) == []
     b = state.trainable["single_blocks"]["linear1"]["lora_b"].get_value()
     assert b.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
     run = _run("klein-4b", devices=jax.devices(), mesh={"data": 8})
     frozen, state, _ = abstract_run.abstract_step(run, 8, 128)
-    assert any("linear1" in line for line in report.replicated(frozen, state))
+    assert any("linear1" in line for line in stage.replicated(frozen, state))
 
 
 def test_out_of_memory_is_read_from_the_compilers_message():
@@ -262,8 +263,8 @@ def test_out_of_memory_is_read_from_the_compilers_message():
 @pytest.mark.parametrize("model", ["klein-4b", "klein-9b", "kontext-12b", "nano"])
 def test_configs_of_topologies_divide_their_batches(module, model):
     config = module.get_config(model)
-    for stage in read_stages(config):
-        assert stage.batch_size % 16 == 0
+    for each in read_stages(config):
+        assert each.batch_size % 16 == 0
 
 
 def _compile(*flags):

@@ -11,6 +11,7 @@ import tarfile
 import time
 from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -119,7 +120,7 @@ def test_shares_reach_the_batches(bench, tokenizer_file):
     index = ShardIndex.build(bench)
     shares = (("low-light+noise", 3), ("snow", 2))
     batches = read_batches(index, tokenizer_file, Stage(0, 2, PATCH, 6), shares=shares)
-    assert [Counter(batch["degradation"].tolist()) for batch in batches] == [{0: 1, 1: 3, 2: 2}] * 2
+    assert [Counter(batch["group"].tolist()) for batch in batches] == [{0: 1, 1: 3, 2: 2}] * 2
     for wrong in ("fog", 2), ("snow", 0), ("snow", 1.5):
         with pytest.raises(ValueError, match=r"config\.data\.shares: got .*one of haze, low-light"):
             read_batches(index, tokenizer_file, shares=(wrong,))
@@ -131,7 +132,7 @@ def test_schedule_follows_the_global_step(bench, tokenizer_file):
     schedule = ((0, 0.0), (103, 1.0))
     stage = Stage(100, 106, PATCH, 8)
     first_words = [
-        {words.id_to_token(i) for i in batch["prompt_ids"][:, 0]}
+        {words.id_to_token(i) for i in batch["prompt"].ids[:, 0]}
         for batch in read_batches(index, tokenizer_file, stage, vague_schedule=schedule)
     ]
     # Lines of every prompt file begin with an unknown word.
@@ -163,10 +164,10 @@ def test_batches_hold_aligned_patches_and_their_texts(bench, tokenizer_file):
         for name in ("lq", "hq"):
             assert batch[name].shape == (6, PATCH, PATCH, 3) and batch[name].dtype == np.uint8
         for kind in ("prompt", "scene", "degradation", "plan"):
-            ids, mask = batch[f"{kind}_ids"], batch[f"{kind}_mask"]
+            ids, mask = batch[kind]
             assert ids.shape == mask.shape == (6, TOKENS)
             assert ids.dtype == np.int32 and mask.dtype == bool
-        assert batch["degradation"].dtype == batch["corrupt"].dtype == np.int32
+        assert batch["group"].dtype == batch["corrupt"].dtype == np.int32
         assert not batch["corrupt"].any()
         np.testing.assert_array_equal(batch["hq"], batch["lq"] + np.array([0, 0, 100], np.uint8))
         for row, sample_id in enumerate(sample_ids(batch)):
@@ -176,11 +177,11 @@ def test_batches_hold_aligned_patches_and_their_texts(bench, tokenizer_file):
             assert (np.diff(patch[..., 1], axis=0) == 1).all()
             corners.add((patch[0, :, 0].min(), patch[0, 0, 1]))
             mirrored.add(int(rightwards))
-            assert batch["degradation"][row] == (sample_id >= 5) + (sample_id >= 12)
-            assert batch["scene_ids"][row].tolist() == [2, 8 + sample_id, 0, 0, 0, 0]
-            assert batch["degradation_ids"][row, :2].tolist() == [3, 8 + sample_id]
-            assert batch["plan_ids"][row, :2].tolist() == [4, 8 + sample_id]
-            assert batch["plan_mask"][row].tolist() == [True, True, False, False, False, False]
+            assert batch["group"][row] == (sample_id >= 5) + (sample_id >= 12)
+            assert batch["scene"].ids[row].tolist() == [2, 8 + sample_id, 0, 0, 0, 0]
+            assert batch["degradation"].ids[row, :2].tolist() == [3, 8 + sample_id]
+            assert batch["plan"].ids[row, :2].tolist() == [4, 8 + sample_id]
+            assert batch["plan"].mask[row].tolist() == [True, True, False, False, False, False]
     assert mirrored == {-1, 1}
     # 9 x 5 places, 180 draws.
     assert len(corners) > 35 and {c for c, _ in corners} == set(range(9))
@@ -199,10 +200,11 @@ def test_pooled_tokens_are_of_the_prompt(bench, tokenizer_file, num_workers):
     )
     iterator = iter(dataset)
     for batch in iterator:
-        assert batch["pooled_ids"].shape == batch["pooled_mask"].shape == (6, 4)
-        assert batch["pooled_ids"].dtype == np.int32 and batch["pooled_mask"].dtype == bool
-        np.testing.assert_array_equal(batch["pooled_ids"], batch["prompt_ids"][:, :4])
-        np.testing.assert_array_equal(batch["pooled_mask"], batch["prompt_mask"][:, :4])
+        ids, mask = batch["pooled"]
+        assert ids.shape == mask.shape == (6, 4)
+        assert ids.dtype == np.int32 and mask.dtype == bool
+        np.testing.assert_array_equal(ids, batch["prompt"].ids[:, :4])
+        np.testing.assert_array_equal(mask, batch["prompt"].mask[:, :4])
     iterator.close()
 
 
@@ -222,7 +224,7 @@ def test_processes_together_see_what_one_sees(bench, tokenizer_file):
     assert len(whole) == 12 and whole[0]["lq"].shape[0] == 6
     parts = [list(read_batches(index, tokenizer_file, rows=(2 * i, 2 * i + 1))) for i in range(3)]
     for step, batch in enumerate(whole):
-        joined = {name: np.concatenate([part[step][name] for part in parts]) for name in batch}
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *(part[step] for part in parts))
         assert_equal(joined, batch)
 
 

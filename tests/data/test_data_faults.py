@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from support.shards import (
@@ -46,7 +47,7 @@ def test_continues_from_a_step_with_other_workers_and_rows(bench, tokenizer_file
         found = list(iterator)
         iterator.close()
         for ours, theirs in zip(found, expected, strict=True):
-            assert_equal(ours, {name: array[list(rows)] for name, array in theirs.items()})
+            assert_equal(ours, jax.tree.map(lambda array, rows=list(rows): array[rows], theirs))
 
 
 _SCRIPT = """
@@ -213,7 +214,7 @@ def test_corrupt_sample_is_skipped_counted_and_named(own_bench, tokenizer_file, 
         (sample_id, corrupt)
         for batch in batches
         for sample_id, corrupt, d in zip(
-            sample_ids(batch), batch["corrupt"].tolist(), batch["degradation"].tolist(), strict=True
+            sample_ids(batch), batch["corrupt"].tolist(), batch["group"].tolist(), strict=True
         )
         if d == 0
     ]

@@ -3,18 +3,21 @@
 import hashlib
 import io
 import json
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.shards import assert_equal
 
 from cotir_jax.bench.build import build_bench
 from cotir_jax.bench.plan import make_plan, make_sample
 from cotir_jax.data.batches import Stage, stage_batches
 from cotir_jax.data.fresh_samples import FreshSamples
 from cotir_jax.data.shard_index import ShardIndex
+from cotir_jax.text.tokenizer import Tokens
 
 OPTIONS = {"degradations": "noise,haze,noise+jpeg-compression", "size": 64,
            "samples_per_degradation": 4, "test_per_degradation": 1}  # fmt: skip
@@ -110,21 +113,32 @@ def test_another_process_makes_the_same(samples):
     assert run.stdout.strip() == hashlib.sha256(b"".join(samples.read(sample))).hexdigest()
 
 
+def test_a_worker_that_unpickles_them_imports_no_jax(samples, tmp_path):
+    (tmp_path / "samples.pickle").write_bytes(pickle.dumps(samples))
+    code = (
+        "import pathlib, pickle, sys\n"
+        "samples = pickle.loads(pathlib.Path(sys.argv[1]).read_bytes())\n"
+        "samples.read(int(samples.ranges[0, 0]))\n"
+        "print(*sorted({'cotir_jax', 'jax', 'flax'} & sys.modules.keys()))\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "samples.pickle")],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert run.stdout.split() == ["cotir_jax"]
+
+
 def test_batches_continue_from_a_step(samples):
     def tokenizer(text):
         codes = np.zeros(8, np.int32)
         codes[: min(8, len(text))] = [ord(c) % 256 for c in text[:8]]
-        return codes, codes > 0
+        return Tokens(codes, codes > 0)
 
     options = {"seed": 3, "tokenizer": tokenizer, "vague_schedule": ((0, 0.5),), "num_threads": 2}
     stage = Stage(0, 4, 48, 6)
     whole = list(stage_batches(samples, stage, **options))
     rest = list(stage_batches(samples, stage, first_step=2, **options))
     for before, after in zip(whole[2:], rest, strict=True):
-        assert before.keys() == after.keys()
-        for name in before:
-            np.testing.assert_array_equal(before[name], after[name])
+        assert_equal(before, after)
     # Balanced: each round has one sample of each degradation.
-    np.testing.assert_array_equal(
-        np.sort(whole[0]["degradation"].reshape(2, 3), axis=1), [[0, 1, 2]] * 2
-    )
+    np.testing.assert_array_equal(np.sort(whole[0]["group"].reshape(2, 3), axis=1), [[0, 1, 2]] * 2)

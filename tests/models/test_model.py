@@ -45,7 +45,7 @@ def test_target_rows_only_and_thoughts_off_change_nothing():
     args = (tokens, np.zeros((2, 8, 4)), _inputs()[2].embeddings, np.zeros((2, 5, 4)), jnp.ones(2))
     whole = model(*args)
     part = model(*args, output_rows=4, with_thoughts=False)
-    np.testing.assert_allclose(part.image, whole.image[:, :4], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(part.velocity, whole.velocity[:, :4], rtol=1e-4, atol=1e-6)
     assert part.scene is None and whole.plan.shape == (2, 5, 24)
 
 
@@ -53,7 +53,7 @@ def test_target_rows_only_and_thoughts_off_change_nothing():
 def test_remat_changes_memory_not_gradients(remat):
     def gradient(config):
         model = _noised(Flux2(config, rngs=nnx.Rngs(0)))
-        return nnx.grad(lambda m: jnp.square(predict(m, *_inputs()).image).sum())(model)
+        return nnx.grad(lambda m: jnp.square(predict(m, *_inputs()).velocity).sum())(model)
 
     plain = gradient(TINY)
     again = gradient(dataclasses.replace(TINY, remat=remat))
@@ -69,14 +69,14 @@ def test_fresh_lora_and_adapter_leave_the_base_as_it_is():
     for name in ("scene", "degradation", "plan"):
         for each in (model, base):
             getattr(each.cot_adapter, f"scale_{name}").set_value(jnp.zeros((1,)))
-    before = predict(model, *_inputs()).image
-    np.testing.assert_array_equal(before, predict(base, *_inputs()).image)
+    before = predict(model, *_inputs()).velocity
+    np.testing.assert_array_equal(before, predict(base, *_inputs()).velocity)
     blocks = model.cot_adapter.blocks
     nnx.update(blocks, jax.tree.map(lambda x: x + 1, nnx.state(blocks)))
-    np.testing.assert_array_equal(before, predict(model, *_inputs()).image)
+    np.testing.assert_array_equal(before, predict(model, *_inputs()).velocity)
     lora_b = model.last_single_block.linear1.lora_b
     lora_b.set_value(jnp.ones_like(lora_b[...]))
-    assert np.abs(before - predict(model, *_inputs()).image).max() > 1e-4
+    assert np.abs(before - predict(model, *_inputs()).velocity).max() > 1e-4
 
 
 def test_what_trains_is_lora_and_adapter():
@@ -97,7 +97,7 @@ def test_fresh_correction_model_returns_the_degraded_picture():
     config = dataclasses.replace(TINY, prediction="correction")
     model = Flux2(config, rngs=nnx.Rngs(0))
     noisy, condition, text, timestep = _inputs(config)
-    velocity = predict(model, noisy, condition, text, timestep).image
+    velocity = predict(model, noisy, condition, text, timestep).velocity
     clean = noisy - timestep[:, None, None, None] * velocity
     np.testing.assert_allclose(clean, condition, atol=1e-5)
 

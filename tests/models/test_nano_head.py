@@ -9,9 +9,9 @@ from flax import nnx
 
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.models import presets
-from cotir_jax.models.nano_head import DetailHead
+from cotir_jax.models.nano_head import NanoHead
 from cotir_jax.models.transformer import Text, make_transformer, predict
-from cotir_jax.parallel.sharding import RULES, global_batch, make_mesh, replicated
+from cotir_jax.parallel.sharding import RULES, batch_sharding, make_mesh, replicated
 from cotir_jax.restoring.restorer import Restorer
 
 CONFIG = presets.preset(
@@ -33,7 +33,7 @@ def _random(module, scale=0.1):
 def test_head_equals_pytorchs_layers():
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     functional = torch.nn.functional
-    head = _random(DetailHead(CONFIG, rngs=nnx.Rngs(0)), 0.05)
+    head = _random(NanoHead(CONFIG, rngs=nnx.Rngs(0)), 0.05)
     rng = np.random.default_rng(1)
     picture = rng.uniform(-1, 1, (2, 3, 24, 32)).astype(np.float32)
     tokens = rng.normal(size=(2, 192, 3, 4)).astype(np.float32)
@@ -123,7 +123,7 @@ def test_head_equals_pytorchs_layers():
 
 
 def test_eight_devices_give_the_gradients_of_one():
-    graphdef, state = nnx.split(_random(DetailHead(CONFIG, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(_random(NanoHead(CONFIG, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(1)
     condition, tokens = (rng.normal(size=(8, 2, 2, 192)).astype(np.float32) for _ in "ab")
     prompt = rng.normal(size=(8, 384)).astype(np.float32)
@@ -135,7 +135,7 @@ def test_eight_devices_give_the_gradients_of_one():
     for sizes, devices in (({}, jax.devices()[:1]), ({"data": 2, "fsdp": 2, "tensor": 2}, None)):
         mesh = make_mesh(sizes, devices)
         with jax.set_mesh(mesh):
-            batch = global_batch({"c": condition, "t": tokens, "p": prompt}, mesh)
+            batch = jax.device_put({"c": condition, "t": tokens, "p": prompt}, batch_sharding(mesh))
             whole = jax.device_put(state, replicated(mesh))
             gradient = jax.jit(jax.grad(loss, argnums=(0, 2, 3)))
             found.append(jax.device_get(gradient(whole, batch["c"], batch["t"], batch["p"])))
@@ -151,7 +151,7 @@ def test_starts_as_the_identity_and_every_weight_of_it_learns():
 
     @nnx.jit
     def velocity(model):
-        return predict(model, noise, condition, text, jnp.ones(1)).image
+        return predict(model, noise, condition, text, jnp.ones(1)).velocity
 
     np.testing.assert_allclose(velocity(model), noise - condition, atol=1e-6)
     # Away from the start, where zero weights hold gradients back from those below.
@@ -171,7 +171,7 @@ def test_a_step_from_the_start_moves_head_and_tokens():
     text = Text(jnp.asarray(rng.normal(size=(1, 4, 384)), jnp.float32))
 
     def loss(model):
-        velocity = predict(model, noise, condition, text, jnp.ones(1)).image
+        velocity = predict(model, noise, condition, text, jnp.ones(1)).velocity
         return jnp.square(velocity - (noise - clean)).mean()
 
     gradients = nnx.grad(loss)(model)

@@ -16,7 +16,7 @@ from cotir_jax.conversion import published_configs
 from cotir_jax.conversion.name_tables import account, assemble
 from cotir_jax.conversion.names import text
 from cotir_jax.models.text_encoders import clip, qwen3, t5
-from cotir_jax.parallel.sharding import global_batch, make_mesh, shardings
+from cotir_jax.parallel.sharding import batch_sharding, make_mesh, shardings
 
 TOKENS = 12
 LENGTHS = (TOKENS, 7, 1, 0)  # text tokens in each row of a batch
@@ -172,7 +172,7 @@ def test_qwen3_is_the_same_on_a_mesh(qwen3_pair):
     state = jax.device_put(state, shardings(state, mesh, rules))
     assert not state["blocks"]["mlp_out"]["kernel"][...].sharding.is_fully_replicated
     assert not state["token_embedding"][...].sharding.is_fully_replicated
-    inputs = global_batch({"ids": ids, "mask": mask}, mesh)
+    inputs = jax.device_put({"ids": ids, "mask": mask}, batch_sharding(mesh))
     with jax.set_mesh(mesh):
         run = jax.jit(lambda state, ids, mask: nnx.merge(graph, state)(ids, mask))
         ours = run(state, inputs["ids"], inputs["mask"])

@@ -7,11 +7,12 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from configs import default
+from cotir_jax.configs import default
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.flux2 import Flux2
-from cotir_jax.parallel.sharding import global_batch, make_mesh, shardings
+from cotir_jax.parallel.sharding import batch_sharding, make_mesh, shardings
+from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import init_state
 from cotir_jax.training.step import train_step
@@ -29,7 +30,7 @@ def _batch(size=8, patch=32):
     text = (size, CONFIG.text_tokens, CONFIG.text_channels)
     batch = {name: rng.integers(0, 256, (size, patch, patch, 3), np.uint8) for name in ("lq", "hq")}
     batch |= {
-        name: rng.normal(size=text).astype(jnp.bfloat16)
+        name: Embedded(rng.normal(size=text).astype(jnp.bfloat16), None)
         for name in ("prompt", "scene", "degradation", "plan")
     }
     return batch | {"group": np.arange(size, dtype=np.int32) % 3}
@@ -50,9 +51,10 @@ def _run(sizes, devices, config, groups=1, **settings):
     losses = []
     with jax.set_mesh(mesh):
         frozen, state = jax.jit(fresh, out_shardings=placement)()
+        batch = jax.device_put(_batch(), batch_sharding(mesh))
         step = jax.jit(train_step, donate_argnums=1, out_shardings=(placement[1], None))
         for _ in range(4):
-            state, metrics = step(frozen, state, global_batch(_batch(), mesh))
+            state, metrics = step(frozen, state, batch)
             losses.append([float(metrics[k]) for k in ("loss", "velocity_loss", "gradient_norm")])
     return np.array(losses), state
 
@@ -99,11 +101,9 @@ def test_uneven_weights_are_replicated():
     assert shardings(variables, mesh, RULES)["w"].get_value().spec == PartitionSpec("fsdp", None)
 
 
-def test_impossible_meshes_and_batches_are_named():
+def test_impossible_meshes_are_named():
     with pytest.raises(ValueError, match="accepted are"):
         make_mesh({"model": 2})
     with pytest.raises(ValueError, match="does not fit 8 devices"):
         make_mesh({"data": 3})
     assert make_mesh({"data": 2, "fsdp": -1}).shape["fsdp"] == 4
-    with pytest.raises(ValueError, match="does not divide"):
-        global_batch(_batch(6), make_mesh({"fsdp": 4, "tensor": 2}))

@@ -9,6 +9,7 @@ import io
 import json
 import tarfile
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -85,14 +86,17 @@ def sample_ids(batch):
 
 def digest(batch):
     digest = hashlib.sha256()
-    for name in sorted(batch):
-        digest.update(f"{name} {batch[name].dtype} {batch[name].shape}".encode())
-        digest.update(np.ascontiguousarray(batch[name]).tobytes())
+    for path, array in jax.tree.leaves_with_path(batch):
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
 def assert_equal(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert ours[name].dtype == theirs[name].dtype
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    """Two batches, pytrees of arrays, are the same."""
+    ours, structure = jax.tree.flatten_with_path(ours)
+    theirs, other = jax.tree.flatten_with_path(theirs)
+    assert structure == other
+    for (path, one), (_, two) in zip(ours, theirs, strict=True):
+        assert one.dtype == two.dtype
+        np.testing.assert_array_equal(one, two, err_msg=jax.tree_util.keystr(path))

@@ -6,7 +6,7 @@ import optax
 import pytest
 from flax import nnx
 
-from configs import default
+from cotir_jax.configs import default
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.flux2 import Flux2

@@ -1,0 +1,205 @@
+"""What the training step of one stage takes: memory, FLOPs, collectives, and advice."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from cotir_jax import files
+from cotir_jax.compiling import abstract_run, hlo, program
+from cotir_jax.compiling.text_programs import TextPrograms
+from cotir_jax.compiling.topology import GIB
+from cotir_jax.data.batches import Stage
+from cotir_jax.models import flops
+from cotir_jax.text.encoders import TextEncoders, with_texts_embedded
+from cotir_jax.training.config import Run
+from cotir_jax.training.state import Frozen, TrainState
+from cotir_jax.training.step import train_step
+
+_log = logging.getLogger(__name__)
+
+# A replicated array from here on is worth a warning.
+_LARGE = 64 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class StageReport:
+    """What the step of one stage takes.
+
+    Attributes:
+      stage: number, from 1.
+      patch_size, batch_size: of the stage.
+      xla_flops_per_device: XLA's own count, None where it is not known.
+      compile_seconds: of the step.
+      bytes_per_device: `program.Memory`'s fields, `next_batch`, `text_encoders` and `total`.
+      frozen_bytes, text_encoder_bytes, trainable_bytes, optimizer_bytes: of one device.
+      flops: model FLOPs of all devices together, `text_flops` of them of the text encoders.
+      flops_by_part: as `flops.training_step`.
+      collective_bytes, collective_count: by kind, as `hlo.collectives`.
+      warnings: large replicated arrays, and complaints of the compiler.
+      fits: whether a device has room.
+      advice: which config field to change, where it does not fit.
+    """
+
+    stage: int
+    patch_size: int
+    batch_size: int
+    xla_flops_per_device: float | None
+    compile_seconds: float
+    bytes_per_device: dict[str, int]
+    frozen_bytes: int
+    text_encoder_bytes: int
+    trainable_bytes: int
+    optimizer_bytes: int
+    flops: float
+    text_flops: float
+    flops_by_part: dict[str, float]
+    collective_bytes: dict[str, int]
+    collective_count: dict[str, int]
+    warnings: list[str]
+    fits: bool
+    advice: str | None = None
+
+
+def stage_report(
+    run: Run, number: int, stage: Stage, text: TextEncoders, ahead: TextPrograms, limit: int
+) -> StageReport:
+    """Compiles the step of one stage.
+
+    Args:
+      run: from `Run.read`.
+      number: of the stage, from 1.
+      stage: one of the run's.
+      text: abstract encoders.
+      ahead: their programs, where they are not part of the step.
+      limit: bytes of a device that programs may use.
+    """
+    size = stage.batch_size, stage.patch_size
+    name = f"stage {number}: {size[1]} x {size[1]} pixels, batch {size[0]}"
+    arguments = abstract_run.abstract_step(run, *size, text if run.texts_in_step else None)
+    frozen, state, batch = arguments
+    compiled, seconds, complaints = program.compile_program(_lower(run, text, arguments), name)
+    if isinstance(compiled, int):
+        used = program.Memory(abstract_run.sum_bytes(arguments), 0, compiled, 0)
+        moved, xla_flops = {}, None
+    else:
+        used = program.memory(compiled)
+        moved = _collectives(compiled, run.mesh, complaints)
+        xla_flops = (compiled.cost_analysis() or {}).get("flops")
+    # The next batch is sent while this one is worked on.
+    waiting = abstract_run.sum_bytes(batch)
+    running = used.total + waiting + ahead.weights
+    encoding = abstract_run.sum_bytes(arguments) + waiting + ahead.weights + ahead.temporaries
+    total = max(running, encoding)
+    parts = flops.training_step(
+        run.model, *size, trainable=run.settings.trainable, text_encoders=run.texts_in_step
+    )
+    result = StageReport(
+        stage=number,
+        patch_size=stage.patch_size,
+        batch_size=stage.batch_size,
+        xla_flops_per_device=xla_flops,
+        compile_seconds=round(seconds, 1),
+        bytes_per_device={
+            **used._asdict(),
+            "next_batch": waiting,
+            "text_encoders": ahead.weights,
+            "total": total,
+        },
+        frozen_bytes=abstract_run.sum_bytes(frozen[:2]),
+        text_encoder_bytes=abstract_run.sum_bytes(frozen.text) or ahead.weights,
+        trainable_bytes=abstract_run.sum_bytes(state.trainable),
+        optimizer_bytes=abstract_run.sum_bytes(state.opt_state),
+        flops=flops.total(parts),
+        text_flops=flops.encoding(run.model, stage.batch_size),
+        flops_by_part={part: work.total for part, work in parts.items()},
+        collective_bytes={kind: each.bytes for kind, each in moved.items()},
+        collective_count={kind: each.times for kind, each in moved.items()},
+        warnings=replicated(frozen, state) + complaints,
+        fits=not isinstance(compiled, int) and total <= limit,
+    )
+    if not result.fits:
+        result = dataclasses.replace(result, advice=advice(run, result, limit))
+    _log_stage(name, result, limit)
+    return result
+
+
+def _lower(run: Run, text: TextEncoders, arguments: Any) -> jax.stages.Lowered:
+    step_fn = with_texts_embedded(train_step, text) if run.texts_in_step else train_step
+    placement = jax.tree.map(lambda leaf: leaf.sharding, arguments[1])
+    step = jax.jit(step_fn, donate_argnums=1, out_shardings=(placement, None))
+    with jax.set_mesh(run.mesh):
+        return step.lower(*arguments)
+
+
+def _collectives(compiled: Any, mesh: Mesh, complaints: list[str]) -> dict[str, hlo.Moved]:
+    slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    try:
+        return hlo.collectives(compiled.as_text(), slices)
+    except jax.errors.JaxRuntimeError as error:
+        # A libtpu newer than jaxlib may write instructions that it cannot read.
+        complaints.append(f"collectives are not known: {files.one_line(error, 200)}")
+        return {}
+
+
+def _log_stage(name: str, result: StageReport, limit: int) -> None:
+    sizes = result.bytes_per_device
+    _log.info(
+        "%s: %.2f of %.2f GiB per device (arguments %.2f, temporaries %.2f), %.1f TFLOP, compiled "
+        "in %.0f s%s",
+        name, sizes["total"] / GIB, limit / GIB, sizes["arguments"] / GIB,
+        sizes["temporaries"] / GIB, result.flops / 1e12, result.compile_seconds,
+        "" if result.fits else ", does NOT fit",
+    )  # fmt: skip
+    for line in [*result.warnings, *([result.advice] if result.advice else [])]:
+        _log.warning("%s: %s", name, line)
+
+
+def replicated(frozen: Frozen, state: TrainState) -> list[str]:
+    """Warns of each large array of which every device holds all."""
+    warnings = []
+    named = {"frozen": frozen, "trainable": state.trainable, "optimizer": state.opt_state}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(named):
+        size = leaf.dtype.itemsize * math.prod(leaf.shape)
+        if (
+            size >= _LARGE
+            and abstract_run.device_bytes(leaf) == size
+            and leaf.sharding.num_devices > 1
+        ):
+            warnings.append(
+                f"{jax.tree_util.keystr(path)} {leaf.shape} ({size / GIB:.2f} GiB) is replicated: "
+                "no rule of config.sharding_rules and config.mesh divides it"
+            )
+    return warnings
+
+
+def advice(run: Run, result: StageReport, limit: int) -> str:
+    """Says which config field to change for a stage that does not fit."""
+    sizes, mesh, accumulate = result.bytes_per_device, run.mesh, run.settings.accumulate
+    fixed = sizes["total"] - sizes["temporaries"]
+    over = f"{sizes['total'] / GIB:.1f} GiB of {limit / GIB:.1f}"
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    each = result.batch_size // (parts * accumulate)
+    if fixed > limit:
+        if mesh.shape["data"] > 1:
+            return f"{over}: weights do not fit; raise config.mesh.fsdp, lower mesh.data"
+        return f"{over}: weights and states do not fit: a larger topology is needed"
+    if run.model.remat != "full":
+        return f"{over}: set config.model.overrides=\"remat='full'\" (now {run.model.remat!r})"
+    if each > 1:
+        room = max(1, int(each * (limit - fixed) / max(sizes["temporaries"], 1)))
+        batch = min(room, each - 1) * parts * accumulate
+        return (
+            f"{over}: lower the batch size of stage {result.stage} in config.train.stages from "
+            f"{result.batch_size} to about {batch}, or raise config.train.accumulate (now "
+            f"{accumulate})"
+        )
+    return (
+        f"{over} with one sample on a device: raise config.mesh.tensor (now "
+        f"{mesh.shape['tensor']}) and lower mesh.fsdp by as much, or take a larger topology"
+    )
