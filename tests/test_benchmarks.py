@@ -165,7 +165,7 @@ def test_floors_are_tried_as_the_head_applies_them(monkeypatch):
     import nano_floors
 
     tried = 0.5, 6.0  # of luma, of colour; one below and one above a grey level
-    head = nano_head.DetailHead(preset("nano"), rngs=nnx.Rngs(0))
+    head = nano_head.NanoHead(preset("nano"), rngs=nnx.Rngs(0))
     head.floor.bias[...] = jnp.log(jnp.array(tried))
     change = np.random.default_rng(0).normal(0, 4, (16, 24, 3))  # grey levels
     luma = (change @ np.array(nano_head.LUMA))[..., None]

@@ -81,7 +81,7 @@ def convert(
         raise ValueError(f"{out}: exists already; name another output folder or remove it")
     found = find_parts(config, paths)
     if MERGED.items() <= found["transformer"].metadata.items():
-        # Its LoRA is in it, scale and all: one that lies beside it would count twice.
+        # Its LoRA, scale included, is in it: a separate one would count twice.
         found.pop("lora", None)
         config = dataclasses.replace(merged_config(config), lora_scale=1.0)
     if merge_lora and "lora" not in found:
@@ -193,7 +193,7 @@ def streamed_arrays(part: Part, merge_lora: bool = False) -> dict[str, Streamed]
     buffers = _Buffers()
 
     def layer(path: str, dtype: np.dtype, index: int, own: bool = False) -> np.ndarray:
-        """`own`: in memory that the next call leaves alone."""
+        """Builds a layer; with `own`, in memory that the next call does not use again."""
         row, file = rows[path]
         shape = tuple(part.variables[path].shape)
         shape = shape[1:] if row.stacked else shape

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from cotir_jax.checkpoints import model_folder
-from cotir_jax.checkpoints.arrays import read_array, stored_arrays
+from cotir_jax.checkpoints.arrays import read_array, read_shapes
 from cotir_jax.checkpoints.new_folder import new_folder
 from cotir_jax.conversion.merge_lora import MERGED, bias_rows, lora_parts, merged_layer
 from cotir_jax.conversion.name_tables import Source, disassemble
@@ -93,7 +93,7 @@ class StoredWeights:
         self.arrays: dict[str, jax.ShapeDtypeStruct] = {}
         # The folder's own arrays go before those of its base.
         for place in (model_folder.root(folder), Path(folder)):
-            arrays = stored_arrays(place / "weights")
+            arrays = read_shapes(place / "weights")
             self.arrays |= arrays
             self.paths |= dict.fromkeys(arrays, place / "weights")
 
@@ -154,7 +154,7 @@ def _write_merged(
 
 
 def _merged(path: str, config: CoTIRConfig, weights: StoredWeights) -> np.ndarray:
-    """A whole base array with LoRA folded in, a layer at a time."""
+    """Reads a base array and folds LoRA into it, a layer at a time."""
     array = weights.read(path)
     if path.endswith(".lora_bias"):
         return np.float32(config.lora_scale) * array.astype(np.float32)

@@ -49,7 +49,7 @@ class FreshWeights:
         self.programs: dict[tuple[str, ...], Callable[[jax.Array], dict[str, jax.Array]]] = {}
 
     def layer(self, path: str, index: int, stacked: bool) -> np.ndarray:
-        """One layer of a stacked array, or with index 0 the whole of another one."""
+        """Draws one layer of a stacked array, or with index 0 all of another one."""
         paths = self.together[path]
         with self.lock:  # one at a time, for memory
             if paths not in self.programs:

@@ -42,7 +42,7 @@ class Table(NamedTuple):
 
     Attributes:
       rows: a row per array of ours.
-      unneeded: patterns (whole name) of tensors that are there and not used, with the reason.
+      unneeded: patterns (of the full name) of tensors that are there and not used, with the reason.
     """
 
     rows: Sequence[Source]
@@ -120,7 +120,7 @@ def assemble_layer(
     dtype: np.dtype,
     buffer: np.ndarray | None = None,
 ) -> np.ndarray:
-    """One layer of a stacked array, or the whole of another one.
+    """Builds one layer of a stacked array, or all of another one.
 
     Args:
       row: which tensors.
@@ -168,11 +168,11 @@ def disassemble(
         if row.layout == "swapped":
             layer = np.roll(layer, layer.shape[-1] // 2, axis=-1)
         if row.layout == "conv":
-            whole = layer.transpose(3, 2, 0, 1)
+            joined = layer.transpose(3, 2, 0, 1)
         else:
-            whole = layer if row.layout == "same" else layer.T
+            joined = layer if row.layout == "same" else layer.T
         cuts = np.cumsum(sizes)[:-1] if sizes else len(names)
-        parts = np.split(whole, cuts, axis=0) if len(names) > 1 else [whole]
+        parts = np.split(joined, cuts, axis=0) if len(names) > 1 else [joined]
         for name, part in zip(names, parts, strict=True):
             tensors[name] = np.empty(part.shape, part.dtype)
             _transposed_copy(tensors[name], part)

@@ -109,7 +109,7 @@ def _variables(make: Callable[[], nnx.Module]) -> dict[str, nnx.Variable]:
 
 
 def autoencoder_part(config: CoTIRConfig, tensors: Tensors) -> Part:
-    """The autoencoder; its sizes from a `config.json` beside it, or those of the release.
+    """The autoencoder; its sizes are from the `config.json` next to it, or the release's.
 
     Raises:
       ValueError: for an autoencoder that does not belong to the model.
@@ -135,7 +135,7 @@ def autoencoder_part(config: CoTIRConfig, tensors: Tensors) -> Part:
 
 
 def text_part(config: CoTIRConfig, kind: str, tensors: Tensors, dtype: str | None) -> Part:
-    """A text encoder; its sizes from the `config.json` beside it.
+    """A text encoder; its sizes are from the `config.json` next to it.
 
     Raises:
       ValueError: without one, or for an encoder that does not belong to the model.

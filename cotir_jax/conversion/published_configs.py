@@ -1,4 +1,4 @@
-"""Sizes of published models, read from the `config.json` beside their weights.
+"""Sizes of published models, read from the `config.json` next to their weights.
 
 Every reader refuses a setting that this package does not implement, so that weights which would
 compute something else are never converted.
@@ -74,7 +74,7 @@ _SIZES = {
         "norm_eps": "layer_norm_eps",
     },
 }
-# Of diffusers' autoencoders: our kind, and settings beside those that both must have.
+# Of diffusers' autoencoders: our kind, and settings besides those that both must have.
 _VAE_SETTINGS = {
     "in_channels": (3, None),
     "out_channels": (3, None),
@@ -190,7 +190,7 @@ def clip(fields: Mapping[str, Any]) -> CLIPConfig:
 
 
 def autoencoder(fields: Mapping[str, Any]) -> AutoencoderConfig:
-    """Reads the sizes beside an autoencoder: a diffusers `vae/config.json`, or native ones.
+    """Reads the sizes next to an autoencoder: a diffusers `vae/config.json`, or native ones.
 
     Native sizes have `ch_mult`; FLUX.2's have `batch_norm_eps`, FLUX.1's `scale_factor` and
     `shift_factor`. Defaults of diffusers' classes are not assumed for sizes.

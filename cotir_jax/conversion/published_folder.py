@@ -23,7 +23,7 @@ _SIGNS = {
     "cot_adapter": r"cot_adapter\.scale_degradation",
     "lora": r"single_blocks\.0\.linear1\.lora_A\.weight",
 }
-# What tells tokenizers apart: the class that `tokenizer_config.json` names, or a special token.
+# A tokenizer is known by the class that `tokenizer_config.json` names, or by a special token.
 _TOKENIZER_CLASSES = {"Qwen2": "qwen3", "T5": "t5", "CLIP": "clip"}
 _TOKENIZER_TOKENS = {"<|im_start|>": "qwen3", "<|startoftext|>": "clip", "</s>": "t5"}
 

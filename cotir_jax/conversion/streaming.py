@@ -1,4 +1,4 @@
-"""Writing an Orbax checkpoint layer by layer, so that no array is ever whole in memory.
+"""Writing an Orbax checkpoint layer by layer, so that memory never holds a complete array.
 
 Orbax itself takes arrays that are in memory. Here its leaves are `Streamed` arrays, and a type
 handler, its documented way to store other leaves, writes them as zarr. Orbax does the rest: the
@@ -43,9 +43,9 @@ class Streamed:
     """An array that is made a layer at a time.
 
     Attributes:
-      shape, dtype: of the whole array.
+      shape, dtype: of all layers together.
       stacked: whether the first axis counts layers.
-      layer: gives layer `i`, or with 0 the whole array where it is not stacked. Called from
+      layer: gives layer `i`, or with 0 the array where it is not stacked. Called from
         several threads; what it gives is used before the same thread calls it again.
     """
 
@@ -179,7 +179,7 @@ def _files(array: Streamed) -> Iterator[Any]:
 
 
 def _create(path: Path, array: Streamed) -> Any:
-    """An empty zarr array: files of whole rows, in them chunks that are read on their own."""
+    """Creates a zarr array: each file holds some rows, cut into chunks that are read separately."""
     file, chunk = storage_shapes(array)
     endian = {"name": "bytes", "configuration": {"endian": "little"}}
     codec = {

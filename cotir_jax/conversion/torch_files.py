@@ -33,7 +33,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Entry(NamedTuple):
-    """Where one tensor lies.
+    """Where one tensor is stored.
 
     Attributes:
       file: that holds it.
@@ -54,7 +54,7 @@ class Tensors:
     Args:
       path: what messages call it: the file, or the index of several.
       entries: by name.
-      metadata: words that the file carries beside its tensors.
+      metadata: words that the file carries with its tensors.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ def _load_pt(path: Path) -> dict[str, Any]:
             f"{path}: damaged, or not a plain PyTorch state dict ({_short(error)}); fetch it again"
         ) from None
     if not isinstance(state, dict) or not all(torch.is_tensor(x) for x in state.values()):
-        raise ValueError(f"{path}: holds more than named tensors; save the state dict alone")
+        raise ValueError(f"{path}: holds more than named tensors; save only the state dict")
     return state
 
 
@@ -233,7 +233,7 @@ def write_safetensors(
       path: file to write.
       layout: shape and dtype by name.
       tensors: the same names in the same order.
-      metadata: words to store beside them.
+      metadata: words to store with them.
 
     Raises:
       ValueError: when the tensors are not those of the layout.

@@ -2,7 +2,8 @@
 
 Its text rows go through FLUX.1-style single blocks together with the image rows, which enter every
 block unchanged. Only text rows are kept, so queries, MLP and output projection are computed for
-text rows alone, and for image rows only keys and values; the result is the same (SPEC section 3).
+text rows, and for image rows only keys and values; the result is the same (docs/design.md,
+section 3).
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ AUTOENCODERS = {
 
 
 class Autoencoder(nnx.Module):
-    """The autoencoder of FLUX.1 or FLUX.2 (SPEC section 4).
+    """The autoencoder of FLUX.1 or FLUX.2 (docs/design.md, section 4).
 
     Encoding takes the posterior's mean. 2x2 latents become channels, `(c ph pw)`: FLUX.1 scales and
     shifts the mean; FLUX.2 packs it, then normalises with stored batch-norm statistics.
@@ -177,12 +177,12 @@ def _unpack(latents: jax.Array) -> jax.Array:
     return rearrange(latents, "b h w (c p q) -> b (h p) (w q) c", p=2, q=2)
 
 
-def _check(array: jax.Array, channels: int, multiple: int, what: str, mend: str) -> None:
+def _check(array: jax.Array, channels: int, multiple: int, what: str, fix: str) -> None:
     shape = array.shape
     if len(shape) != 4 or shape[3] != channels or shape[1] % multiple or shape[2] % multiple:
         raise ValueError(
             f"{what} {shape}: expected [batch, height, width, {channels}] with sides that are "
-            f"multiples of {multiple}; {mend}"
+            f"multiples of {multiple}; {fix}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Encoder and decoder of the FLUX autoencoders (SPEC section 4).
+"""Encoder and decoder of the FLUX autoencoders (docs/design.md, section 4).
 
 Everything is channels-last, `[batch, height, width, channels]`.
 """

@@ -1,7 +1,8 @@
-"""The FLUX.1-family editing transformer with the CoT adapter between its halves (SPEC section 3).
+"""The FLUX.1-family editing transformer with the CoT adapter between its halves.
 
-Biases everywhere, GELU (tanh) MLPs, a modulation of its own in every block, and a pooled text
-vector beside timestep and guidance. Blocks of a kind are stacked and scanned.
+All linears have biases, MLPs use GELU (tanh), every block has its own modulation, and a pooled text
+vector joins timestep and guidance (docs/design.md, section 3). Blocks of a kind are stacked and
+scanned.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class Flux1(nnx.Module):
         self.single_blocks = stack_blocks(
             lambda rngs: SingleBlock(config, rngs=rngs), config.num_single_blocks - 1, rngs
         )
-        # Apart from the stack, because it computes only the rows that are used.
+        # Not in the stack, because it computes only the rows that are used.
         self.last_single_block = SingleBlock(config, rngs=rngs)
         self.final_layer = FinalLayer(
             hidden, config.in_channels, zero_init=True, rngs=rngs, **linear, **lora_fields(config)
@@ -244,5 +245,5 @@ def image_position_ids(height: int, width: int) -> tuple[jax.Array, jax.Array]:
 
 
 def text_position_ids(tokens: int) -> jax.Array:
-    """All zero: `[tokens, 3]`. Text order is in T5's embeddings alone."""
+    """Ids of text tokens, all zero: `[tokens, 3]`; T5's embeddings carry the order."""
     return jnp.zeros((tokens, 3), jnp.int32)

@@ -1,11 +1,12 @@
-"""The FLUX.2-family editing transformer with the CoT adapter between its halves (SPEC section 3).
+"""The FLUX.2-family editing transformer with the CoT adapter between its halves.
 
-No biases, SwiGLU MLPs, one modulation per kind of block shared by all blocks of that kind. Blocks
-of a kind are stacked and scanned, so compile time does not grow with depth.
+Linears have no biases, MLPs use SwiGLU, and all blocks of a kind share one modulation
+(docs/design.md, section 3). Blocks of a kind are stacked and scanned, so compile time does not grow
+with depth.
 
-klein-9b-kv (`reference_cache`): condition rows attend only to themselves and are modulated for
+In klein-9b-kv (`reference_cache`) condition rows attend only to themselves and are modulated for
 timestep 0, so nothing about them depends on text, target or sampling step. `Flux2.reference`
-computes their keys and values once; the blocks then run on text and target rows alone.
+computes their keys and values once; the blocks then run only on text and target rows.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from cotir_jax.models.layers import (
     timestep_embedding,
 )
 from cotir_jax.models.lora import Linear, lora_fields
-from cotir_jax.models.nano_head import DetailHead
+from cotir_jax.models.nano_head import NanoHead
 from cotir_jax.models.presets import CoTIRConfig
 
 Angles = tuple[jax.Array, jax.Array]
@@ -43,7 +44,7 @@ Modulations = tuple[jax.Array, ...]
 # Keys and values `[batch, tokens, heads, head_dim]`, of stacked blocks with a leading layers axis.
 KeyValue = tuple[jax.Array, jax.Array]
 
-# Time coordinate of the condition's tokens; target tokens are at 0 (SPEC section 3).
+# Time coordinate of the condition's tokens; target tokens are at 0 (docs/design.md, section 3).
 CONDITION_TIME = 10
 
 
@@ -131,7 +132,7 @@ class DoubleBlock(nnx.Module):
     def reference(
         self, image: jax.Array, modulation: Modulations, angles: Angles
     ) -> tuple[jax.Array, KeyValue]:
-        """Image rows that attend to themselves alone; returns them, and their keys and values."""
+        """Runs image rows that see only themselves; returns them, and their keys and values."""
         query, key_value = self.image.project(image, modulation, angles)
         return self.image.finish(image, attention(query, *key_value), modulation), key_value
 
@@ -185,7 +186,7 @@ class SingleBlock(nnx.Module):
     def reference(
         self, x: jax.Array, modulation: Modulations, angles: Angles
     ) -> tuple[jax.Array, KeyValue]:
-        """Rows that attend to themselves alone; returns them, and their keys and values."""
+        """Runs rows that attend only to themselves; returns them, and their keys and values."""
         return self(x, modulation, angles), self.key_value(x, modulation, angles)
 
     def key_value(self, x: jax.Array, modulation: Modulations, angles: Angles) -> KeyValue:
@@ -220,13 +221,13 @@ class Flux2(nnx.Module):
         self.single_blocks = stack_blocks(
             lambda rngs: SingleBlock(config, rngs=rngs), config.num_single_blocks - 1, rngs
         )
-        # Apart from the stack, because it computes only the rows that are used.
+        # Not in the stack, because it computes only the rows that are used.
         self.last_single_block = SingleBlock(config, rngs=rngs)
         self.final_layer = FinalLayer(
             hidden, config.in_channels, zero_init=True, rngs=rngs, **linear, **lora
         )
         # Not part of a forward pass over rows: `transformer.predict` calls it.
-        self.detail = DetailHead(config, rngs=rngs) if config.detail_channels else None
+        self.detail = NanoHead(config, rngs=rngs) if config.detail_channels else None
 
     def __call__(
         self,
@@ -252,7 +253,7 @@ class Flux2(nnx.Module):
           guidance: `[batch]`, for models with a guidance embedding.
           output_rows: leading image rows to compute the output for; None is all of them.
           with_thoughts: whether the thoughts are predicted too.
-          reference: the condition's keys and values; the image tokens then are the target's alone.
+          reference: the condition's keys and values; the image tokens are then only the target's.
 
         Returns:
           `Output`; `image` is `[batch, output_rows, in_channels]`, thoughts

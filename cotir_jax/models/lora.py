@@ -16,7 +16,7 @@ class AdapterParam(nnx.Param):
     """A weight of the CoT adapter."""
 
 
-# What the published models train: everything else is frozen (SPEC section 5).
+# What the published models train: everything else is frozen (docs/design.md, section 5).
 LORA_AND_ADAPTER = nnx.Any(nnx.LoRAParam, AdapterParam)
 
 
@@ -45,7 +45,7 @@ class Linear(nnx.Module):
     """`y = x W + b + scale * (x A B + b_B)`, LoRA's product only where `rank > 0`.
 
     A starts as PyTorch's default linear initialisation and B and its bias at zero, so that training
-    starts at the base model; the release also draws B at random (SPEC section 3).
+    starts at the base model; the release also draws B at random (docs/design.md, section 3).
 
     Args:
       in_features, out_features: sizes.

@@ -1,26 +1,28 @@
-"""Nano's way from tokens back to pixels: a small convolutional network that the tokens steer.
+"""Nano's head: a small convolutional network, steered by the tokens, that corrects the pixels.
 
-The published models leave fine detail to their autoencoder's decoder, with its convolutions. Nano's
-latents are pixels and its tokens are coarse; what it has in the decoder's place is this head. It
-reads the degraded picture at full resolution, so that no detail has to pass through the tokens, and
-is told by them what to do where: every block is scaled and shifted by what the tokens say (FiLM,
-arXiv 1709.07871), interpolated between their centres, so that no border between tokens shows. Light
-and colour are changed by a matrix a token, interpolated likewise (arXiv 1707.02880). The network
-sees what that changes beside the pixels, so that it can take it back where it harms, as trained
-weights do on nearly clean pictures (by 5 to 10 of 255).
+The published models leave fine detail to their autoencoder's decoder. Nano's latents are pixels and
+its tokens are coarse, so this head takes the decoder's place: it reads the degraded picture `p` at
+full resolution and returns a correction of it. Below, `e` is the mean of the prompt's embeddings,
+`up` interpolates linearly from the tokens' grid to the pixels', so that no border between tokens
+shows, and each `W` is a linear layer of its own.
 
-A last level at half the resolution sees the pixels, the change of colour and the correction so far,
-and corrects them: a quarter's 96 channels hold little more than the 48 values of their 4x4 pixels.
-
-The prompt names what is wrong, and so what must not change. It has a way of its own into the head,
-beside attention: its mean embedding is added to every token, and each of the two corrections, fine
-detail and colour, is scaled by a factor a token, 0 to 2. That a sharpening request leaves the light
-alone is then one linear layer to learn.
-
-It also sets two floors, in grey levels: of light (luma) and of colour. Where that part of the whole
-correction stays below its floor, most of it is taken back, as in Wiener's filter: who asks for a
-watermark's removal wants the grain of everything else left as it is, who asks for less noise does
-not, and who asks for lost colours wants no other light.
+1. Prompt: `u = tokens + 0.1 W e`. The prompt names what is wrong, and so what must not change; this
+   is a second way for it to the tokens, besides attention.
+2. Gates: `g_fine, g_colour = 2 sigmoid(up(W u / 16))`, factors from 0 to 2. That a request to
+   sharpen leaves the light as it is is then one linear layer to learn.
+3. Colour: `c = g_colour (M p + b)` with `M, b = up(W u)`, a 3x3 matrix and a shift for each place
+   (arXiv 1707.02880).
+4. Detail: `f`, by convolutions over `p` and `c` at a quarter, an eighth and again a quarter of the
+   resolution. Each block is `x + conv(silu(conv((1 + scale) x + shift)))` with
+   `scale, shift = up(W u)` (FiLM, arXiv 1709.07871). The network sees `c`, so that it can take it
+   back where it harms, as trained weights do on nearly clean pictures (by 5 to 10 of 255).
+5. Sharpening: a level at half the resolution sees `p`, `c` and `f`, and adds to `f`. A quarter's 96
+   channels hold little more than the 48 values of their 4x4 pixels.
+6. Floors: `c + g_fine f` is split into luma and colour, and each part is multiplied by
+   `(E + r) / (E + F**2)`. `E` is its mean square over 9x9 pixels, `F = exp(W e)` its floor in grey
+   levels, and `r = 0.05 min(F**2, 1)`. As in Wiener's filter, most of a part below its floor is
+   taken back: who asks for a watermark's removal wants the grain of everything else left as it is,
+   who asks for less noise does not, and who asks for lost colours wants no other light.
 """
 
 from __future__ import annotations
@@ -43,21 +45,21 @@ BLOCKS = (1, 8, 3, 4)
 # Pixels of a side that the quarter level takes as channels. On a CPU, XLA reaches twice the FLOPs a
 # second with 128 channels at a quarter of the resolution than with 64 at a half of it.
 CELL = 4
-# Adam moves every weight of a row by the learning rate: without this, one step at 8e-4 would move
-# a token by 0.1 through the 384 channels of a prompt, and training diverged.
+# Adam moves every weight of a row by the learning rate: without this factor, one step at 8e-4 moves
+# a token by 0.1 through the 384 channels of a prompt, and training diverges.
 TEXT_SCALE = 0.1
-# Likewise: without this, training at 1e-3 shut both factors within 100 steps, for good.
+# Likewise: without this factor, training at 1e-3 closes both gates for ever within 100 steps.
 GATE_SCALE = 1 / 16
 # Side in pixels of the surroundings whose correction is compared with the floor, and what is left
 # of one far below a floor of one grey level; higher floors leave less, in proportion to their
-# squares. At 0, zero starts would hold each other for good.
+# squares. With 0, both gradients vanish at initialisation and the floors never move.
 FLOOR_WINDOW = 9
 FLOOR_REST = 0.05
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
-class DetailBlock(nnx.Module):
-    """Two 3x3 convolutions beside the identity, steered by the tokens."""
+class SteeredBlock(nnx.Module):
+    """Adds two 3x3 convolutions to its input, steered by the tokens (part 4)."""
 
     def __init__(self, channels: int, steering: int, *, rngs: nnx.Rngs, **linear: str):
         self.steer = Linear(steering, 2 * channels, axes=("embed", None), rngs=rngs, **linear)
@@ -72,8 +74,8 @@ class DetailBlock(nnx.Module):
         return keep_samples_whole(x)
 
 
-class DetailHead(nnx.Module):
-    """Correction of the degraded picture from its pixels and the transformer's image tokens.
+class NanoHead(nnx.Module):
+    """Computes the correction from the picture's pixels and the transformer's image tokens.
 
     Args:
       config: `detail_channels` at a quarter of the resolution; tokens of `in_channels`, patches of
@@ -123,11 +125,11 @@ class DetailHead(nnx.Module):
     @staticmethod
     def _blocks(count: int, channels: int, steering: int, rngs: nnx.Rngs, linear: dict) -> nnx.List:
         return nnx.List(
-            [DetailBlock(channels, steering, rngs=rngs, **linear) for _ in range(count)]
+            [SteeredBlock(channels, steering, rngs=rngs, **linear) for _ in range(count)]
         )
 
     def __call__(self, condition: jax.Array, tokens: jax.Array, text: jax.Array) -> jax.Array:
-        """The correction, as latents.
+        """Computes the correction, as latents.
 
         Args:
           condition: `[batch, h, w, 3 * patch**2]`, pixels of the degraded picture in [-1, 1].
@@ -161,7 +163,7 @@ class DetailHead(nnx.Module):
     def _sharpen(
         self, pixels: jax.Array, colour: jax.Array, fine: jax.Array, x: jax.Array, tokens: jax.Array
     ) -> jax.Array:
-        """What half the resolution adds to the fine correction."""
+        """Returns what half the resolution adds to the fine correction (part 5)."""
         seen = jnp.concatenate([pixels, colour.astype(x.dtype), fine.astype(x.dtype)], axis=-1)
         cells = "b h w (k p i q j c) -> b (h p) (w q) (k i j c)"
         halves = dict(p=2, q=2, i=CELL // 2, j=CELL // 2)
@@ -173,7 +175,7 @@ class DetailHead(nnx.Module):
         return rearrange(added, "b (h p) (w q) (i j c) -> b h w (p i q j c)", **halves)
 
     def _above_floor(self, correction: jax.Array, text: jax.Array) -> jax.Array:
-        """Luma and colour, each times `(energy + rest) / (energy + floor**2)`, its local energy."""
+        """Scales luma and colour by `(energy + rest) / (energy + floor**2)` (part 6)."""
         sides = dict(i=CELL, j=CELL, c=3)
         values = rearrange(correction, "b h w (i j c) -> b (h i) (w j) c", **sides)
         luma = (values * jnp.array(LUMA)).sum(axis=-1, keepdims=True)
@@ -192,7 +194,7 @@ class DetailHead(nnx.Module):
         return rearrange(values, "b (h i) (w j) c -> b h w (i j c)", **sides)
 
     def _colour(self, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
-        """A change of light and colour: 3x3 matrix and shift for each place."""
+        """Changes light and colour by a matrix and a shift for each place (part 3)."""
         matrix = _spread(self.colour(tokens), pixels).astype(jnp.float32)
         matrix = rearrange(matrix, "b h w (c d) -> b h w c d", d=4)
         colours = rearrange(pixels, "b h w (cell d) -> b h w cell d", d=3)

@@ -1,4 +1,4 @@
-"""Model sizes, from the laptop's nano to the published models (SPEC section 2)."""
+"""Model sizes, from the laptop's nano to the published models (docs/design.md, section 2)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CoTIRConfig:
       text_channels: width of the text embeddings, and of the three thoughts.
       text_tokens: length that prompts and thoughts are padded or cut to.
       pooled_channels: width of the pooled text vector that joins the conditioning vector; 0: none.
-      guidance_embed: whether a guidance value is embedded beside the timestep.
+      guidance_embed: whether a guidance value is embedded as the timestep is.
       guidance: value used in restoring: embedded where `guidance_embed`, otherwise the scale of
         two-pass guidance (with the prompt and with an empty one); 0 is a single pass.
       reference_cache: condition tokens attend only to themselves and are seen at timestep 0, so
@@ -43,13 +43,13 @@ class CoTIRConfig:
         "correction" reads it as a correction to the degraded picture's latents, which makes the
         identity the starting point (`transformer.predict`).
       detail_channels: width of the convolutional head that turns tokens into a correction of
-        pixels (`detail.DetailHead`); 0: the tokens are the correction.
+        pixels (`nano_head.NanoHead`); 0: the tokens are the correction.
       autoencoder: "patch" (exact, nothing learned), or "flux1" or "flux2" (the published ones).
       patch: pixels of a side of one image token.
       text_encoder: "minilm", "qwen3", or "t5" (with CLIP for the pooled vector).
       num_steps: sampling steps that the model is used with by default.
-      tile: side in pixels of the overlapping tiles that pictures are restored in; 0 takes the whole
-        picture at once. Small models see best at the size that they were trained on.
+      tile: side in pixels of the overlapping tiles that pictures are restored in; 0: the picture
+        at once. Small models see best at the size that they were trained on.
       base_dtype: dtype in which weights that do not train are held.
       dtype: dtype of matrix products and activations.
       remat: what the backward pass keeps of a block: "none" keeps everything, "dots" keeps matrix

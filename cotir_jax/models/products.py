@@ -24,7 +24,7 @@ def in_bfloat16() -> bool:
 def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`[..., in] x [in, out]` to `[..., out]`, in the dtype of `x`.
 
-    Autodiff alone would give the backward pass one float32 operand, and so float32 products.
+    Plain autodiff gives the backward pass one float32 operand, and so float32 products.
     """
     return _einsum(_FORWARD, x, kernel).astype(x.dtype)
 

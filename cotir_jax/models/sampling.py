@@ -1,4 +1,7 @@
-"""Sampling schedules of both families, and Euler integration as one scan (SPEC section 6)."""
+"""Sampling schedules of both families, and Euler integration as one scan.
+
+The schedules are in docs/design.md, section 6.
+"""
 
 from __future__ import annotations
 

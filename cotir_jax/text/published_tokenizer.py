@@ -18,7 +18,7 @@ from tokenizers.processors import RobertaProcessing
 from cotir_jax.files import one_line
 from cotir_jax.text.tokenizer import BakedTokenizer
 
-# Tokens by which a folder of another model is told apart.
+# Tokens by which a folder of another model is recognised.
 _NEEDED = {
     "minilm": ("[CLS]", "[PAD]"),
     "qwen3": ("<|im_start|>", "<|im_end|>"),

@@ -1,4 +1,4 @@
-"""Chooses the floors of nano's head (`models/detail.py`) and makes them a layer of its weights.
+"""Chooses the floors of nano's head (`models/nano_head.py`) and makes them a layer of its weights.
 
     python tests/benchmarks/nano_floors.py MODEL OUT --photos=BSDS
 
@@ -69,7 +69,7 @@ def best_floors(restorer: Restorer, plan: Plan, name: str, samples: int) -> tupl
 
 
 def _above_floor(part: np.ndarray, floor: float) -> np.ndarray:
-    """What `models/detail.py` keeps of a part of the correction, `[height, width, channels]`."""
+    """What `models/nano_head.py` keeps of a part of the correction, `[height, width, channels]`."""
     energy = np.square(part).mean(axis=2, keepdims=True)
     energy = ndimage.uniform_filter(energy, (FLOOR_WINDOW, FLOOR_WINDOW, 1), mode="nearest")
     return part * (energy + FLOOR_REST * min(floor, 1) ** 2) / (energy + floor**2)

@@ -115,7 +115,7 @@ def test_pickle_with_code_is_not_run(copy, tmp_path, capsys):
     _fails(copy, tmp_path, capsys, "cot_adapter.pt", "not a plain PyTorch state dict")
     assert not (tmp_path / "ran").exists()
     torch.save({"state": {"a": torch.zeros(2)}}, copy / "cot_adapter.pt")
-    _fails(copy, tmp_path, capsys, "cot_adapter.pt", "save the state dict alone")
+    _fails(copy, tmp_path, capsys, "cot_adapter.pt", "save only the state dict")
 
 
 def test_all_misfits_are_counted_in_one_line(copy, tmp_path, capsys):

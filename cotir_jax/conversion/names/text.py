@@ -70,7 +70,7 @@ def qwen3(config: Qwen3Config, present: Collection[str]) -> Table:
 
 
 def t5(config: T5Config, present: Collection[str]) -> Table:
-    """Names of T5 v1.1, the encoder alone or with its decoder.
+    """Names of T5 v1.1, with or without the decoder.
 
     Args:
       config: sizes.
@@ -95,7 +95,7 @@ def t5(config: T5Config, present: Collection[str]) -> Table:
 
 
 def clip(config: CLIPConfig, present: Collection[str]) -> Table:
-    """Names of CLIP's text encoder, alone (below `text_model.` or not) or with the vision tower.
+    """Names of CLIP's text encoder, below `text_model.` or not, with or without the vision tower.
 
     Args:
       config: sizes.

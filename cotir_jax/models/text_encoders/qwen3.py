@@ -91,7 +91,7 @@ class Qwen3Block(nnx.Module):
         grow, shrink = ("embed", "mlp"), ("mlp", "embed")
         self.head_dim = config.head_dim
         self.attention_norm = norm(hidden)
-        # Apart rather than fused, so that each splits over the tensor axis at whole heads.
+        # Not fused, so that each splits over the tensor axis between heads.
         self.query = linear(hidden, heads * config.head_dim, grow)
         self.key = linear(hidden, kv_heads * config.head_dim, grow)
         self.value = linear(hidden, kv_heads * config.head_dim, grow)
@@ -134,7 +134,7 @@ class Qwen3Block(nnx.Module):
         key = rotate(self.key_norm(key), angles)
         out = jax.nn.dot_product_attention(query, key, value, mask=visible)
         # A row that sees nothing (padding before the text) gets nothing, as in PyTorch's fused
-        # attention, which transformers uses; the softmax alone would give it the mean of all rows.
+        # attention, which transformers uses; a plain softmax would give it the mean of all rows.
         out = jnp.where(visible.any(-1)[:, 0, :, None, None], out, 0)
         return self.attention_out(rearrange(out, "b t heads dim -> b t (heads dim)"))
 

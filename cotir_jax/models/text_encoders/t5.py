@@ -66,7 +66,7 @@ class T5Block(nnx.Module):
         grow, shrink = ("embed", "mlp"), ("mlp", "embed")
         self.head_dim = config.head_dim
         self.attention_norm = norm()
-        # Apart rather than fused, so that each splits over the tensor axis at whole heads.
+        # Not fused, so that each splits over the tensor axis between heads.
         self.query, self.key, self.value = (linear(width, inner, grow) for _ in range(3))
         self.attention_out = linear(inner, width, shrink)
         self.mlp_norm = norm()
