@@ -16,6 +16,8 @@ import jax
 
 _log = logging.getLogger(__name__)
 
+GIB = 2**30
+
 
 class Memory(NamedTuple):
     """Bytes of one device.
@@ -48,28 +50,44 @@ def memory(compiled: Any) -> Memory:
     )
 
 
-def compile_program(lowered: Any, name: str) -> tuple[Any, float, list[str]]:
-    """Compiles a program and measures the time.
+class Compiled(NamedTuple):
+    """A program that was compiled, or that does not fit.
+
+    Attributes:
+      program: `jax.stages.Compiled`, None where it does not fit.
+      memory: of one device.
+      seconds: that compiling took.
+      complaints: of the compiler, about involuntary replication.
+    """
+
+    program: Any
+    memory: Memory
+    seconds: float
+    complaints: list[str]
+
+
+def compile_program(lowered: Any, name: str, arguments: int) -> Compiled:
+    """Compiles a program.
 
     Args:
       lowered: `jax.stages.Lowered`.
       name: for the log.
-
-    Returns:
-      The program, or where it does not fit its bytes of temporaries; seconds; and what the compiler
-      said about involuntary replication.
+      arguments: their bytes on one device.
     """
     _log.info("%s: compiling", name)
     start = time.monotonic()
     with standard_error() as said:
         try:
             compiled = lowered.compile()
+            used = memory(compiled)
         except jax.errors.JaxRuntimeError as error:
-            compiled = out_of_memory(str(error))
-            if compiled is None:
+            temporaries = out_of_memory(str(error))
+            if temporaries is None:
                 raise
+            compiled, used = None, Memory(arguments, 0, temporaries, 0)
     lines = [line for line in said if "nvoluntary full remat" in line]
-    return compiled, time.monotonic() - start, [line.split("] ", 1)[-1][:300] for line in lines]
+    complaints = [line.split("] ", 1)[-1][:300] for line in lines]
+    return Compiled(compiled, used, time.monotonic() - start, complaints)
 
 
 def out_of_memory(message: str) -> int | None:

@@ -9,37 +9,39 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import re
 import time
+from typing import Any
 
 import jax
 import ml_collections
+from jax.experimental import topologies
 
+from cotir_jax import files
+from cotir_jax.compiling import program
 from cotir_jax.compiling.abstract_run import abstract_text
-from cotir_jax.compiling.stage import StageReport, stage_report
-from cotir_jax.compiling.text_programs import TextPrograms, text_programs
-from cotir_jax.compiling.topology import memory_limit, topology_devices
+from cotir_jax.compiling.stage import StageReport, TextPrograms, stage_report, text_programs
 from cotir_jax.training.config import Run
 
 _log = logging.getLogger(__name__)
 
+# GiB of one device that the compiler lets a program use, and what it wants to know besides the
+# topology's name: v4 and v5p join both cores of a chip into one device.
+_PLATFORMS: dict[str, tuple[float, dict[str, str]]] = {
+    "v4": (30.75, {"chip_config_name": "megacore"}),
+    "v5e": (15.75, {}),
+    "v5p": (95.74, {"chip_config_name": "megacore"}),
+    "v6e": (31.25, {}),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a run takes on a topology.
+    """What a run takes on a topology; bytes of one device.
 
-    Attributes:
-      model, topology, num_slices: as asked.
-      devices: their number.
-      mesh: size of each axis.
-      remat: of the model.
-      optimization_level: of the compiler.
-      compile_seconds: of everything.
-      hbm_per_device: bytes that programs may use.
-      bytes_per_device, flops, collective_bytes: of the stage that takes the most memory.
-      text_encoders: "ahead" or "in_step".
-      text_programs: those that run ahead.
-      stages: in order.
-      fits: whether all stages do.
+    `bytes_per_device`, `flops` and `collective_bytes` are of the stage that takes the most memory;
+    `hbm_per_device` is what programs may use.
     """
 
     model: str
@@ -84,7 +86,7 @@ def report(
     """
     start = time.monotonic()
     devices = topology_devices(topology, num_slices)
-    limit = memory_limit(topology)
+    limit = int(_PLATFORMS[topology.split(":")[0]][0] * program.GIB)
     run = Run.read(config, devices)
     if stage is not None and not 1 <= stage <= len(run.stages):
         raise ValueError(f"--stage={stage}: this run has stages 1 to {len(run.stages)}")
@@ -116,3 +118,38 @@ def report(
         stages=results,
         fits=all(result.fits for result in results),
     )
+
+
+def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
+    """Describes the devices of a topology, which need not be there.
+
+    Raises:
+      ValueError: for an unknown topology, or where libtpu is missing.
+    """
+    kind, _, shape = topology.partition(":")
+    if kind not in _PLATFORMS or not re.fullmatch(r"\d+(x\d+)+", shape):
+        raise ValueError(
+            f"--topology={topology}: expected one of {', '.join(_PLATFORMS)} and a shape, as "
+            "v5e:4x4 or v4:2x2x4"
+        )
+    # libtpu looks for a TPU host's settings, and locks the chips that another process trains on.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    jax.config.update("jax_platforms", "cpu")
+    name = f"{'v5' if kind == 'v5p' else kind}:{shape}"
+    options: dict[str, Any] = dict(_PLATFORMS[kind][1])
+    if num_slices > 1:
+        options["num_slices"] = num_slices
+    try:
+        with program.standard_error():
+            return list(topologies.get_topology_desc(name, "tpu", **options).devices)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--topology={topology}: {reason}") from None
+    except (RuntimeError, ImportError, OSError) as error:
+        reason = files.one_line(error, 200)
+        raise ValueError(
+            f"libtpu is needed to compile for TPUs: pip install libtpu ({reason})"
+        ) from None

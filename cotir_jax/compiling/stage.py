@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 
 from cotir_jax import files
 from cotir_jax.compiling import abstract_run, hlo, program
-from cotir_jax.compiling.text_programs import TextPrograms
-from cotir_jax.compiling.topology import GIB
+from cotir_jax.compiling.program import GIB
 from cotir_jax.data.batches import Stage
 from cotir_jax.models import flops
 from cotir_jax.text.encoders import TextEncoders, with_texts_embedded
@@ -29,21 +28,11 @@ _LARGE = 64 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class StageReport:
-    """What the step of one stage takes.
+    """What the step of one stage takes; bytes of one device, model FLOPs of all together.
 
-    Attributes:
-      stage: number, from 1.
-      patch_size, batch_size: of the stage.
-      xla_flops_per_device: XLA's own count, None where it is not known.
-      compile_seconds: of the step.
-      bytes_per_device: `program.Memory`'s fields, `next_batch`, `text_encoders` and `total`.
-      frozen_bytes, text_encoder_bytes, trainable_bytes, optimizer_bytes: of one device.
-      flops: model FLOPs of all devices together, `text_flops` of them of the text encoders.
-      flops_by_part: as `flops.training_step`.
-      collective_bytes, collective_count: by kind, as `hlo.collectives`.
-      warnings: large replicated arrays, and complaints of the compiler.
-      fits: whether a device has room.
-      advice: which config field to change, where it does not fit.
+    `bytes_per_device` has `Memory`'s fields, `next_batch`, `text_encoders` and `total`;
+    `xla_flops_per_device` is XLA's own count, None where it is not known; `advice` says which
+    config field to change where the stage does not fit.
     """
 
     stage: int
@@ -66,6 +55,47 @@ class StageReport:
     advice: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class TextPrograms:
+    """Text encoders' programs that run ahead of the step; bytes of one device.
+
+    Attributes:
+      weights: of all encoders.
+      temporaries: of the larger program, with its result and code.
+      programs: by the encoder's name, the same with `compile_seconds` and `warnings`.
+    """
+
+    weights: int = 0
+    temporaries: int = 0
+    programs: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+
+def text_programs(text: TextEncoders) -> TextPrograms:
+    """Compiles the text encoders' programs that run ahead of the step on the same devices."""
+    programs: dict[str, dict[str, Any]] = {}
+    for name, encoder in text._asdict().items():
+        if encoder is None:
+            continue
+        weights = abstract_run.sum_bytes(encoder.weights(encoder.mesh))
+        compiled = program.compile_program(encoder.lower(), f"text encoder {name}", weights)
+        used = compiled.memory
+        programs[name] = {
+            "weights": weights,
+            "temporaries": used.temporaries + used.outputs + used.code,
+            "compile_seconds": round(compiled.seconds, 1),
+            "warnings": compiled.complaints,
+        }
+        _log.info(
+            "text encoder of %s: weights %.2f GiB per device, temporaries %.2f, compiled in %.0f s",
+            name, weights / GIB, used.temporaries / GIB, compiled.seconds,
+        )  # fmt: skip
+    return TextPrograms(
+        sum(each["weights"] for each in programs.values()),
+        max(each["temporaries"] for each in programs.values()),
+        programs,
+    )
+
+
 def stage_report(
     run: Run, number: int, stage: Stage, text: TextEncoders, ahead: TextPrograms, limit: int
 ) -> StageReport:
@@ -83,19 +113,16 @@ def stage_report(
     name = f"stage {number}: {size[1]} x {size[1]} pixels, batch {size[0]}"
     arguments = abstract_run.abstract_step(run, *size, text if run.texts_in_step else None)
     frozen, state, batch = arguments
-    compiled, seconds, complaints = program.compile_program(_lower(run, text, arguments), name)
-    if isinstance(compiled, int):
-        used = program.Memory(abstract_run.sum_bytes(arguments), 0, compiled, 0)
-        moved, xla_flops = {}, None
-    else:
-        used = program.memory(compiled)
-        moved = _collectives(compiled, run.mesh, complaints)
-        xla_flops = (compiled.cost_analysis() or {}).get("flops")
+    held = abstract_run.sum_bytes(arguments)
+    compiled = program.compile_program(_lower(run, text, arguments), name, held)
+    moved: dict[str, hlo.Moved] = {}
+    xla_flops = None
+    if compiled.program is not None:
+        moved = _collectives(compiled, run.mesh)
+        xla_flops = (compiled.program.cost_analysis() or {}).get("flops")
     # The next batch is sent while this one is worked on.
     waiting = abstract_run.sum_bytes(batch)
-    running = used.total + waiting + ahead.weights
-    encoding = abstract_run.sum_bytes(arguments) + waiting + ahead.weights + ahead.temporaries
-    total = max(running, encoding)
+    total = waiting + ahead.weights + max(compiled.memory.total, held + ahead.temporaries)
     parts = flops.training_step(
         run.model, *size, trainable=run.settings.trainable, text_encoders=run.texts_in_step
     )
@@ -104,9 +131,9 @@ def stage_report(
         patch_size=stage.patch_size,
         batch_size=stage.batch_size,
         xla_flops_per_device=xla_flops,
-        compile_seconds=round(seconds, 1),
+        compile_seconds=round(compiled.seconds, 1),
         bytes_per_device={
-            **used._asdict(),
+            **compiled.memory._asdict(),
             "next_batch": waiting,
             "text_encoders": ahead.weights,
             "total": total,
@@ -120,8 +147,8 @@ def stage_report(
         flops_by_part={part: work.total for part, work in parts.items()},
         collective_bytes={kind: each.bytes for kind, each in moved.items()},
         collective_count={kind: each.times for kind, each in moved.items()},
-        warnings=replicated(frozen, state) + complaints,
-        fits=not isinstance(compiled, int) and total <= limit,
+        warnings=replicated(frozen, state) + compiled.complaints,
+        fits=compiled.program is not None and total <= limit,
     )
     if not result.fits:
         result = dataclasses.replace(result, advice=advice(run, result, limit))
@@ -137,13 +164,13 @@ def _lower(run: Run, text: TextEncoders, arguments: Any) -> jax.stages.Lowered:
         return step.lower(*arguments)
 
 
-def _collectives(compiled: Any, mesh: Mesh, complaints: list[str]) -> dict[str, hlo.Moved]:
+def _collectives(compiled: program.Compiled, mesh: Mesh) -> dict[str, hlo.Moved]:
     slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
     try:
-        return hlo.collectives(compiled.as_text(), slices)
+        return hlo.collectives(compiled.program.as_text(), slices)
     except jax.errors.JaxRuntimeError as error:
         # A libtpu newer than jaxlib may write instructions that it cannot read.
-        complaints.append(f"collectives are not known: {files.one_line(error, 200)}")
+        compiled.complaints.append(f"collectives are not known: {files.one_line(error, 200)}")
         return {}
 
 

@@ -38,20 +38,20 @@ def create_state(run: Run, groups: int) -> tuple[Frozen, TrainState, TrainState]
         autoencoder = pipeline.make_autoencoder(run.model, rngs=rngs)
         return init_state(model, autoencoder, run.settings, run.seed, groups)
 
-    if run.init is None:
-        placement = shardings(jax.eval_shape(fresh), run.mesh, run.rules)
-        frozen, state = processes.compile_together(jax.jit(fresh, out_shardings=placement))()
-        return frozen, state, placement[1]
-    autoencoder = model_folder.load_autoencoder(run.init, run.mesh)
-    model = model_folder.load_model(run.init, run.mesh, run.rules, run.model)
-    structure, weights = nnx.split((model, autoencoder))
+    build: Any = fresh
+    arguments: tuple[Any, ...] = ()
+    if run.init is not None:
+        autoencoder = model_folder.load_autoencoder(run.init, run.mesh)
+        model = model_folder.load_model(run.init, run.mesh, run.rules, run.model)
+        structure, weights = nnx.split((model, autoencoder))
 
-    def loaded(weights: nnx.State) -> tuple[Frozen, TrainState]:
-        return init_state(*nnx.merge(structure, weights), run.settings, run.seed, groups)
+        def loaded(weights: nnx.State) -> tuple[Frozen, TrainState]:
+            return init_state(*nnx.merge(structure, weights), run.settings, run.seed, groups)
 
-    placement = shardings(jax.eval_shape(loaded, weights), run.mesh, run.rules)
-    program = jax.jit(loaded, out_shardings=placement)
-    frozen, state = processes.compile_together(program, weights)(weights)
+        build, arguments = loaded, (weights,)
+    placement = shardings(jax.eval_shape(build, *arguments), run.mesh, run.rules)
+    program = jax.jit(build, out_shardings=placement)
+    frozen, state = processes.compile_together(program, *arguments)(*arguments)
     return frozen, state, placement[1]
 
 

@@ -9,7 +9,7 @@ from flax import nnx
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 
-from cotir_jax.compiling.topology import topology_devices
+from cotir_jax.compiling.report import topology_devices
 from cotir_jax.models import presets
 from cotir_jax.models.transformer import Text, make_transformer, predict
 from cotir_jax.restoring.restorer import Restorer
