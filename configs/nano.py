@@ -1,6 +1,6 @@
 """Nano on a laptop, offline: build a benchmark, train, evaluate.
 
-    python -m cotir_jax.main --config=configs/nano.py --workdir=/tmp/nano
+    python -m cotir_jax.main --config=nano --workdir=/tmp/nano
 
 Two CPU cores, from the packaged weights: see README for time and figures. From nothing:
 `--config.init=scratch`.
