@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from cotir_jax.images.pictures import save_picture
 
@@ -27,7 +27,9 @@ class MetricFiles:
         self._workdir, self._enabled = workdir, enabled
 
     @cached_property
-    def _events(self) -> SummaryWriter:
+    def _events(self) -> Any:
+        from tensorboardX import SummaryWriter  # takes half a second
+
         return SummaryWriter(str(self._workdir / "events"))
 
     def write_line(self, step: int, scalars: Mapping[str, float]) -> None:
