@@ -7,24 +7,19 @@ scanned.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from cotir_jax.models import blocks
 from cotir_jax.models.adapter import CoTAdapter
-from cotir_jax.models.attention import attention
+from cotir_jax.models.blocks import Angles, base_linear
 from cotir_jax.models.layers import (
     FinalLayer,
     MLPEmbedder,
-    Modulation,
     Output,
-    QKNorm,
-    apply_rotary,
     check_inputs,
-    modulate,
     rotary_angles,
     scan_blocks,
     stack_blocks,
@@ -33,52 +28,9 @@ from cotir_jax.models.layers import (
 from cotir_jax.models.lora import Linear, lora_fields
 from cotir_jax.models.presets import CoTIRConfig
 
-Angles = tuple[jax.Array, jax.Array]
 
-
-def _linear(config: CoTIRConfig) -> dict[str, Any]:
-    return dict(use_bias=True, param_dtype=config.base_dtype, dtype=config.dtype)
-
-
-class Stream(nnx.Module):
-    """The weights of one stream (text or image) of a double block."""
-
-    def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
-        hidden, linear = config.hidden_size, _linear(config)
-        mlp = int(hidden * config.mlp_ratio)
-        self.num_heads = config.num_heads
-        self.modulation = Modulation(hidden, 6, rngs=rngs, **linear)
-        self.qkv = Linear(hidden, 3 * hidden, rngs=rngs, **linear)
-        self.norm = QKNorm(config.head_dim, param_type=nnx.Param, param_dtype=config.base_dtype)
-        self.proj = Linear(hidden, hidden, axes=("mlp", "embed"), rngs=rngs, **linear)
-        self.mlp_in = Linear(hidden, mlp, rngs=rngs, **linear)
-        self.mlp_out = Linear(mlp, hidden, axes=("mlp", "embed"), rngs=rngs, **linear)
-
-    def project(self, x: jax.Array, modulation: tuple[jax.Array, ...], angles: Angles) -> tuple:
-        shift, scale, _ = modulation[:3]
-        query, key, value = rearrange(
-            self.qkv(modulate(x, shift, scale)),
-            "b n (qkv h d) -> qkv b n h d",
-            qkv=3,
-            h=self.num_heads,
-        )
-        query = apply_rotary(self.norm.query(query), angles)
-        return query, apply_rotary(self.norm.key(key), angles), value
-
-    def finish(
-        self, x: jax.Array, attended: jax.Array, modulation: tuple[jax.Array, ...]
-    ) -> jax.Array:
-        _, _, attention_gate, shift, scale, mlp_gate = modulation
-        x = x + attention_gate * self.proj(attended)
-        return x + mlp_gate * self.mlp_out(jax.nn.gelu(self.mlp_in(modulate(x, shift, scale))))
-
-
-class DoubleBlock(nnx.Module):
-    """Text and image streams with their own weights and joint attention, text rows first."""
-
-    def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
-        self.image = Stream(config, rngs=rngs)
-        self.text = Stream(config, rngs=rngs)
+class DoubleBlock(blocks.DoubleBlock):
+    """A double block whose streams compute their modulation from the conditioning vector."""
 
     def __call__(
         self,
@@ -86,64 +38,29 @@ class DoubleBlock(nnx.Module):
         conditioning_vector: jax.Array,
         angles: tuple[Angles, Angles],
     ) -> tuple[jax.Array, jax.Array]:
-        text, image = streams
-        text_modulation = self.text.modulation(conditioning_vector)
-        image_modulation = self.image.modulation(conditioning_vector)
-        from_text = self.text.project(text, text_modulation, angles[0])
-        from_image = self.image.project(image, image_modulation, angles[1])
-        attended = attention(
-            *(jnp.concatenate(pair, axis=1) for pair in zip(from_text, from_image, strict=True))
+        """Runs the block; see the base class."""
+        modulations = (
+            self.text.modulation(conditioning_vector),
+            self.image.modulation(conditioning_vector),
         )
-        count = text.shape[1]
-        return (
-            self.text.finish(text, attended[:, :count], text_modulation),
-            self.image.finish(image, attended[:, count:], image_modulation),
-        )
+        return super().__call__(streams, modulations, angles)
 
 
-class SingleBlock(nnx.Module):
-    """Attention and MLP side by side on all rows; linear1 packs q, k, v, MLP input."""
-
-    def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
-        hidden = config.hidden_size
-        mlp = int(hidden * config.mlp_ratio)
-        linear = lora_fields(config) | _linear(config)
-        self.hidden_size, self.num_heads = hidden, config.num_heads
-        self.modulation = Modulation(hidden, 3, rngs=rngs, **linear)
-        self.linear1 = Linear(hidden, 3 * hidden + mlp, rngs=rngs, **linear)
-        self.linear2 = Linear(hidden + mlp, hidden, axes=("mlp", "embed"), rngs=rngs, **linear)
-        self.norm = QKNorm(config.head_dim, param_type=nnx.Param, param_dtype=config.base_dtype)
-
-    def __call__(self, x: jax.Array, conditioning_vector: jax.Array, angles: Angles) -> jax.Array:
-        return self.rows(x, conditioning_vector, angles, slice(None))
+class SingleBlock(blocks.SingleBlock):
+    """A single block that computes its modulation from the conditioning vector."""
 
     def rows(
         self, x: jax.Array, conditioning_vector: jax.Array, angles: Angles, rows: slice
     ) -> jax.Array:
-        """The block's output for some rows: keys and values are computed for all of them."""
-        hidden = self.hidden_size
-        shift, scale, gate = self.modulation(conditioning_vector)
-        x_in = modulate(x, shift, scale)
-        cos, sin = angles
-        if rows == slice(None):
-            query, key_value, mlp = jnp.split(self.linear1(x_in), [hidden, 3 * hidden], axis=-1)
-        else:
-            key_value = self.linear1(x_in, columns=slice(hidden, 3 * hidden))
-            query = self.linear1(x_in[:, rows], columns=slice(0, hidden))
-            mlp = self.linear1(x_in[:, rows], columns=slice(3 * hidden, None))
-        query = rearrange(query, "b n (h d) -> b n h d", h=self.num_heads)
-        key, value = rearrange(key_value, "b n (kv h d) -> kv b n h d", kv=2, h=self.num_heads)
-        query = apply_rotary(self.norm.query(query), (cos[:, rows], sin[:, rows]))
-        attended = attention(query, apply_rotary(self.norm.key(key), angles), value)
-        update = self.linear2(jnp.concatenate([attended, jax.nn.gelu(mlp)], axis=-1))
-        return x[:, rows] + gate * update
+        """The block's output for some rows; see the base class."""
+        return super().rows(x, self.modulation(conditioning_vector), angles, rows)
 
 
 class Flux1(nnx.Module):
     """FLUX.1-family transformer with CoT adapter and LoRA on single blocks and final layer."""
 
     def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
-        hidden, linear = config.hidden_size, _linear(config)
+        hidden, linear = config.hidden_size, base_linear(config)
         inward = dict(axes=(None, "embed"), rngs=rngs, **linear)
         self.config = config
         self.img_in = Linear(config.in_channels, hidden, **inward)

@@ -11,7 +11,7 @@ computes their keys and values once; the blocks then run only on text and target
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,17 +19,14 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax.models.adapter import CoTAdapter
-from cotir_jax.models.attention import attention
+from cotir_jax.models.blocks import Angles, DoubleBlock, KeyValue, SingleBlock, base_linear
 from cotir_jax.models.layers import (
     FinalLayer,
     MLPEmbedder,
     Modulation,
     Output,
-    QKNorm,
-    apply_rotary,
     check_inputs,
     collect_blocks,
-    modulate,
     rotary_angles,
     scan_blocks,
     stack_blocks,
@@ -38,11 +35,6 @@ from cotir_jax.models.layers import (
 from cotir_jax.models.lora import Linear, lora_fields
 from cotir_jax.models.nano_head import NanoHead
 from cotir_jax.models.presets import CoTIRConfig
-
-Angles = tuple[jax.Array, jax.Array]
-Modulations = tuple[jax.Array, ...]
-# Keys and values `[batch, tokens, heads, head_dim]`, of stacked blocks with a leading layers axis.
-KeyValue = tuple[jax.Array, jax.Array]
 
 # Time coordinate of the condition's tokens; target tokens are at 0 (docs/design.md, section 3).
 CONDITION_TIME = 10
@@ -57,150 +49,11 @@ class Reference(NamedTuple):
     last: KeyValue
 
 
-def _linear(config: CoTIRConfig) -> dict[str, Any]:
-    return dict(param_dtype=config.base_dtype, dtype=config.dtype)
-
-
-def _swiglu(x: jax.Array) -> jax.Array:
-    gate, value = jnp.split(x, 2, axis=-1)
-    return jax.nn.silu(gate) * value
-
-
-def _joined(*parts: KeyValue) -> KeyValue:
-    """Rows of several key-value pairs, one after the other."""
-    keys, values = zip(*parts, strict=True)
-    return jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
-
-
-class Stream(nnx.Module):
-    """The weights of one stream (text or image) of a double block."""
-
-    def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
-        hidden, linear = config.hidden_size, _linear(config)
-        mlp = int(hidden * config.mlp_ratio)
-        self.num_heads = config.num_heads
-        self.qkv = Linear(hidden, 3 * hidden, rngs=rngs, **linear)
-        self.norm = QKNorm(config.head_dim, param_type=nnx.Param, param_dtype=config.base_dtype)
-        self.proj = Linear(hidden, hidden, axes=("mlp", "embed"), rngs=rngs, **linear)
-        self.mlp_in = Linear(hidden, 2 * mlp, rngs=rngs, **linear)
-        self.mlp_out = Linear(mlp, hidden, axes=("mlp", "embed"), rngs=rngs, **linear)
-
-    def project(
-        self, x: jax.Array, modulation: Modulations, angles: Angles
-    ) -> tuple[jax.Array, KeyValue]:
-        shift, scale, _ = modulation[:3]
-        query, key, value = rearrange(
-            self.qkv(modulate(x, shift, scale)),
-            "b n (qkv h d) -> qkv b n h d",
-            qkv=3,
-            h=self.num_heads,
-        )
-        query = apply_rotary(self.norm.query(query), angles)
-        return query, (apply_rotary(self.norm.key(key), angles), value)
-
-    def finish(self, x: jax.Array, attended: jax.Array, modulation: Modulations) -> jax.Array:
-        _, _, attention_gate, shift, scale, mlp_gate = modulation
-        x = x + attention_gate * self.proj(attended)
-        return x + mlp_gate * self.mlp_out(_swiglu(self.mlp_in(modulate(x, shift, scale))))
-
-
-class DoubleBlock(nnx.Module):
-    """Text and image streams with their own weights and joint attention, text rows first."""
-
-    def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
-        self.image = Stream(config, rngs=rngs)
-        self.text = Stream(config, rngs=rngs)
-
-    def __call__(
-        self,
-        streams: tuple[jax.Array, jax.Array],
-        modulations: tuple[Modulations, Modulations],
-        angles: tuple[Angles, Angles],
-        *cached: KeyValue,
-    ) -> tuple[jax.Array, jax.Array]:
-        text, image = streams
-        text_query, text_kv = self.text.project(text, modulations[0], angles[0])
-        image_query, image_kv = self.image.project(image, modulations[1], angles[1])
-        query = jnp.concatenate([text_query, image_query], axis=1)
-        attended = attention(query, *_joined(text_kv, image_kv, *cached))
-        count = text.shape[1]
-        return (
-            self.text.finish(text, attended[:, :count], modulations[0]),
-            self.image.finish(image, attended[:, count:], modulations[1]),
-        )
-
-    def reference(
-        self, image: jax.Array, modulation: Modulations, angles: Angles
-    ) -> tuple[jax.Array, KeyValue]:
-        """Runs image rows that see only themselves; returns them, and their keys and values."""
-        query, key_value = self.image.project(image, modulation, angles)
-        return self.image.finish(image, attention(query, *key_value), modulation), key_value
-
-
-class SingleBlock(nnx.Module):
-    """Attention and MLP side by side on all rows; linear1 packs q, k, v, MLP input."""
-
-    def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
-        hidden = config.hidden_size
-        mlp = int(hidden * config.mlp_ratio)
-        linear = lora_fields(config) | _linear(config)
-        self.hidden_size, self.num_heads = hidden, config.num_heads
-        self.linear1 = Linear(hidden, 3 * hidden + 2 * mlp, rngs=rngs, **linear)
-        self.linear2 = Linear(hidden + mlp, hidden, axes=("mlp", "embed"), rngs=rngs, **linear)
-        self.norm = QKNorm(config.head_dim, param_type=nnx.Param, param_dtype=config.base_dtype)
-
-    def __call__(
-        self, x: jax.Array, modulation: Modulations, angles: Angles, *cached: KeyValue
-    ) -> jax.Array:
-        return self.rows(x, modulation, angles, slice(None), *cached)
-
-    def rows(
-        self,
-        x: jax.Array,
-        modulation: Modulations,
-        angles: Angles,
-        rows: slice,
-        *cached: KeyValue,
-    ) -> jax.Array:
-        """The block's output for some rows: keys and values are computed for all of them."""
-        hidden = self.hidden_size
-        shift, scale, gate = modulation
-        x_in = modulate(x, shift, scale)
-        cos, sin = angles
-        if rows == slice(None):
-            query, key_value, mlp = jnp.split(self.linear1(x_in), [hidden, 3 * hidden], axis=-1)
-        else:
-            key_value = self.linear1(x_in, columns=slice(hidden, 3 * hidden))
-            query = self.linear1(x_in[:, rows], columns=slice(0, hidden))
-            mlp = self.linear1(x_in[:, rows], columns=slice(3 * hidden, None))
-        query = rearrange(query, "b n (h d) -> b n h d", h=self.num_heads)
-        query = apply_rotary(self.norm.query(query), (cos[:, rows], sin[:, rows]))
-        attended = attention(query, *_joined(self._key_value(key_value, angles), *cached))
-        update = self.linear2(jnp.concatenate([attended, _swiglu(mlp)], axis=-1))
-        return x[:, rows] + gate * update
-
-    def _key_value(self, projected: jax.Array, angles: Angles) -> KeyValue:
-        key, value = rearrange(projected, "b n (kv h d) -> kv b n h d", kv=2, h=self.num_heads)
-        return apply_rotary(self.norm.key(key), angles), value
-
-    def reference(
-        self, x: jax.Array, modulation: Modulations, angles: Angles
-    ) -> tuple[jax.Array, KeyValue]:
-        """Runs rows that attend only to themselves; returns them, and their keys and values."""
-        return self(x, modulation, angles), self.key_value(x, modulation, angles)
-
-    def key_value(self, x: jax.Array, modulation: Modulations, angles: Angles) -> KeyValue:
-        """Keys and values of all rows."""
-        shift, scale, _ = modulation
-        columns = slice(self.hidden_size, 3 * self.hidden_size)
-        return self._key_value(self.linear1(modulate(x, shift, scale), columns), angles)
-
-
 class Flux2(nnx.Module):
     """FLUX.2-family transformer with CoT adapter and LoRA on single blocks and final layer."""
 
     def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
-        hidden, linear = config.hidden_size, _linear(config)
+        hidden, linear = config.hidden_size, base_linear(config)
         lora = lora_fields(config)
         self.config = config
         self.img_in = Linear(config.in_channels, hidden, axes=(None, "embed"), rngs=rngs, **linear)
