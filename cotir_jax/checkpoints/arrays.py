@@ -1,4 +1,4 @@
-"""Reading Orbax checkpoints that are dictionaries of arrays."""
+"""Reads the parts of model folders: Orbax checkpoints that are dictionaries of arrays."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import orbax.checkpoint as ocp
 from cotir_jax import files
 
 
-def restore(path: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
-    """Reads the named arrays, each device its own part; others in the checkpoint are not read.
+def read_arrays(path: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Reads the named arrays onto devices, each its own part of every array, and no others.
 
     Args:
       path: of the checkpoint.
       targets: shape, dtype (values are cast) and sharding by name.
 
     Raises:
-      ValueError: for a checkpoint that is not there, damaged, or lacks an array of that shape.
+      ValueError: for a checkpoint that is missing or damaged, or lacks an array of that shape.
     """
     item = dict(targets)
     args = ocp.args.PyTreeRestore(
@@ -31,7 +31,7 @@ def restore(path: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str
     )
     with _readable(path), _checkpointer() as checkpointer:
         arrays = checkpointer.restore(path.absolute(), args=args)
-    # A partial restore hands targets back that the checkpoint does not have.
+    # A partial restore returns the targets of arrays that the checkpoint does not have.
     missing = [name for name, array in arrays.items() if isinstance(array, jax.ShapeDtypeStruct)]
     if missing:
         raise ValueError(
@@ -41,11 +41,11 @@ def restore(path: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str
     return arrays
 
 
-def stored_arrays(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and dtypes on disk.
+def read_shapes(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
+    """Reads the shapes and dtypes of all arrays.
 
     Raises:
-      ValueError: for a checkpoint that is not there or damaged.
+      ValueError: for a checkpoint that is missing or damaged.
     """
     with _readable(path), _checkpointer() as checkpointer:
         tree = checkpointer.metadata(path.absolute()).item_metadata.tree
@@ -53,10 +53,10 @@ def stored_arrays(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """One array on the host, in its dtype on disk.
+    """Reads one array into host memory, in the dtype that it is stored in.
 
     Raises:
-      ValueError: for a checkpoint that is not there or damaged.
+      ValueError: for a checkpoint that is missing or damaged.
     """
     args = ocp.args.PyTreeRestore(
         item={name: 0},
@@ -75,11 +75,11 @@ def _checkpointer() -> ocp.Checkpointer:
 def _readable(path: Path) -> Iterator[None]:
     """Turns the storage libraries' errors into one line that names the part."""
     if not path.is_dir():
-        raise ValueError(f"{path}: this part of the model folder is not there; write it anew")
+        raise ValueError(f"{path}: this part of the model folder is missing; write it again")
     try:
         yield
-    except Exception as error:  # of many kinds
+    except Exception as error:  # libraries raise many kinds
         reason = files.one_line(error, 200)
         raise ValueError(
-            f"{path}: cannot be read ({reason}); write the model folder anew"
+            f"{path}: cannot be read ({reason}); write the model folder again"
         ) from None

@@ -1,12 +1,12 @@
-"""Model folders: weights ready to use, an Orbax checkpoint per part, `model.json` beside them.
+"""Model folders: weights ready to use, an Orbax checkpoint per part, described by `model.json`.
 
     model.json     sizes of every part, where they come from, digests
     weights/       transformer, CoT adapter and LoRA
     autoencoder/   qwen3/   t5/   clip/      the parts that the model has
     tokenizers/    each text encoder's tokenizer, as `text.tokenizer` reads it
 
-A folder that training wrote holds LoRA and adapter alone and names the folder ("base") that all
-else is read from.
+A folder that training wrote may hold only LoRA and adapter, and name the folder ("base") that
+everything else is read from.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cotir_jax import files
-from cotir_jax.checkpoints.arrays import restore
+from cotir_jax.checkpoints.arrays import read_arrays
 from cotir_jax.checkpoints.new_folder import new_folder
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import Autoencoder, AutoencoderConfig, PatchAutoencoder
@@ -48,16 +48,16 @@ OPTIONS = {
 def save_model(
     folder: Path, model: Transformer, notes: Mapping[str, Any], base: Path | None = None
 ) -> None:
-    """Writes a model folder, replacing one that is there only once the new one is complete.
+    """Writes a model folder, replacing an existing one only once the new one is complete.
 
     Every process of a run calls it; they share the file system.
 
     Args:
-      folder: where to.
+      folder: path of the model folder.
       model: the model to save.
       notes: kept in `model.json` under "notes": where the weights come from.
-      base: the model folder that training started from. Given, LoRA and adapter alone are stored,
-        in float32; all else is read from there.
+      base: the model folder that training started from. If given, only LoRA and adapter
+        are stored, in float32; everything else is read from there.
     """
     folder = Path(folder).absolute()
     config = model.config
@@ -115,7 +115,7 @@ def description(folder: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = files.one_line(error)
-        raise ValueError(f"{path}: damaged ({reason}); write the model folder anew") from None
+        raise ValueError(f"{path}: damaged ({reason}); write the model folder again") from None
     return described
 
 
@@ -137,17 +137,17 @@ def load_config(folder: Path) -> presets.CoTIRConfig:
 
 
 def root(folder: Path) -> Path:
-    """The folder that holds the parts that training does not write: itself, or its base.
+    """The folder that holds the parts that training does not write: this one, or its base.
 
     Raises:
-      ValueError: when the base is not there.
+      ValueError: when the base is missing.
     """
     base = description(folder).get("base")
     if base is None:
         return Path(folder)
     if not (Path(base) / "model.json").is_file():
         raise ValueError(
-            f"{base}: the model folder that {folder} was trained from is not there; put it back, "
+            f"{base}: the model folder that {folder} was trained from is missing; put it back, "
             f'or write its new place as "base" in {Path(folder) / "model.json"}'
         )
     return root(Path(base))
@@ -159,11 +159,11 @@ def load_model(
     rules: Rules,
     config: presets.CoTIRConfig | None = None,
 ) -> Transformer:
-    """Restores a model folder onto a mesh; each device reads its own part.
+    """Loads the transformer of a model folder onto a mesh; each device reads its own part.
 
     Args:
       folder: from `save_model` or `cotir convert`.
-      mesh: where to.
+      mesh: devices that will hold it.
       rules: logical axis -> mesh axis.
       config: the sizes that are expected; by default those of the folder.
 
@@ -182,15 +182,15 @@ def load_model(
     targets, variables = _targets(state, mesh, rules), flat(state)
     base = root(folder)
     own = {name for name, v in variables.items() if base == folder or is_trained(v)}
-    weights = restore(folder / "weights", {name: targets[name] for name in own})
+    weights = read_arrays(folder / "weights", {name: targets[name] for name in own})
     if base != folder:
         others = {name: target for name, target in targets.items() if name not in own}
-        weights |= restore(base / "weights", others)
+        weights |= read_arrays(base / "weights", others)
     return _merge(structure, state, weights)
 
 
 def load_autoencoder(folder: Path, mesh: Mesh) -> Autoencoder | PatchAutoencoder:
-    """The autoencoder of a model folder, whole on every device.
+    """Loads the autoencoder of a model folder, replicated on every device.
 
     Raises:
       ValueError: when the folder lacks it, or it is damaged.
@@ -205,12 +205,12 @@ def load_autoencoder(folder: Path, mesh: Mesh) -> Autoencoder | PatchAutoencoder
 
 
 def load_text_encoder(folder: Path, kind: str, mesh: Mesh, rules: Rules) -> nnx.Module:
-    """A text encoder of a model folder, restored onto a mesh.
+    """Loads a text encoder of a model folder onto a mesh.
 
     Args:
       folder: of the model.
       kind: key of `ENCODERS`.
-      mesh: where to.
+      mesh: devices that will hold it.
       rules: logical axis -> mesh axis.
 
     Raises:
@@ -239,12 +239,12 @@ def tokenizer_folder(folder: Path, kind: str) -> Path:
 
 
 def is_trained(variable: nnx.Variable) -> bool:
-    """Whether it is LoRA's or the adapter's: what training a published model changes."""
+    """Whether a weight is LoRA's or the adapter's, which training a published model changes."""
     return isinstance(variable, nnx.LoRAParam | AdapterParam)
 
 
 def abstract(make: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure and state of a module whose arrays are shapes alone."""
+    """Structure and state of a module with shapes in place of arrays."""
     return jax.eval_shape(lambda: nnx.split(make()))
 
 
@@ -276,7 +276,7 @@ def _load_part(
     rules: Rules,
 ) -> Any:
     structure, state = abstract(make)
-    return _merge(structure, state, restore(folder / part, _targets(state, mesh, rules)))
+    return _merge(structure, state, read_arrays(folder / part, _targets(state, mesh, rules)))
 
 
 def _targets(state: nnx.State, mesh: Mesh, rules: Rules) -> dict[str, jax.ShapeDtypeStruct]:

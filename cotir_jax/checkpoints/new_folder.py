@@ -15,17 +15,14 @@ from cotir_jax import files
 
 @contextlib.contextmanager
 def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
-    """A folder that appears under its name only when it is complete, and else not at all.
+    """Yields a folder to write to, which gets its final name only when it is complete.
 
     Args:
       folder: final name.
-      replace: whether a folder that is there is replaced; else it is an error.
-
-    Yields:
-      The folder to write to.
+      replace: whether an existing folder is replaced; else it is an error.
 
     Raises:
-      ValueError: when there is one already.
+      ValueError: when the folder exists already.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not replace:

@@ -4,7 +4,7 @@ The kernels of all linear layers in the blocks of transformer and adapter, which
 weights, become int8 with a scale for each layer and output channel: w = q s, s = max |w| / 127 over
 the inputs. Products stay in the model's own precision; XLA fuses the conversion into them. What is
 outside of the blocks (embeddings, heads, final layer), norms, biases, LoRA and the autoencoder keep
-their precision: small, and at the model's two ends errors are seen most.
+their precision: they are small, and errors at both ends of the model are the most visible.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def quantize_blocks(weights: Any) -> Any:
         abstract ones.
 
     Returns:
-      The state with int8 kernels, where the arrays lay.
+      The state with int8 kernels, on the same devices.
 
     Raises:
       ValueError: qwix is not installed, or the weights are int8 already.

@@ -1,12 +1,14 @@
-"""Training checkpoints: what trains, optimizer, multipliers and the samples seen, by Orbax.
+"""Training checkpoints by Orbax: trained weights, optimizer, multipliers, counts of samples.
 
-The data's order is a function of (seed, step): where to go on reading follows from the step,
-whatever the number of processes or workers was.
+The data's order is a function of (seed, step), so the step says where reading goes on, whatever the
+number of processes or workers was.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +29,12 @@ class TrainingCheckpoints:
 
     Args:
       folder: made where needed.
-      keep: latest checkpoints to keep, beside the best.
+      keep: latest checkpoints to keep, besides the best.
     """
 
     def __init__(self, folder: Path, keep: int):
         self.folder = Path(folder).absolute()
-        # A run that is asked to stop saves without validating.
+        # A run that is told to stop saves without validating.
         best = policies.BestN(get_metric_fn=lambda metrics: metrics.get(METRIC, -math.inf), n=1)
         self.manager = ocp.CheckpointManager(
             self.folder,
@@ -112,20 +114,15 @@ def _by_path(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-class _readable:
+@contextlib.contextmanager
+def _readable(doing: str, folder: Path) -> Iterator[None]:
     """Turns the storage libraries' errors into one line that names the folder."""
-
-    def __init__(self, doing: str, folder: Path):
-        self.doing, self.folder = doing, folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        # A connection that broke is another process's end, not the storage's.
-        if isinstance(error, Exception) and not isinstance(error, jax.errors.JaxRuntimeError):
-            reason = files.one_line(error, 300)
-            raise ValueError(
-                f"{self.doing} {self.folder} failed: {reason}. Earlier checkpoints are unchanged; "
-                "free some space or repair the folder and run the same command again"
-            ) from error
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:
+        raise  # another process ended, and its connection with it: no error of the storage
+    except Exception as error:
+        raise ValueError(
+            f"{doing} {folder} failed: {files.one_line(error, 300)}. Earlier checkpoints are "
+            "unchanged; free some space or repair the folder and run the same command again"
+        ) from error

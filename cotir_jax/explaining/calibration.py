@@ -7,17 +7,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-# Pull of the logistic's slope towards 1 and its constant towards 0, as a Gaussian prior of this
-# standard deviation: data that a threshold parts without error would make the slope infinite.
+# Standard deviation of a Gaussian prior that pulls the logistic's slope towards 1 and its constant
+# towards 0: scores that a threshold separates without error would make the slope infinite.
 _PRIOR = 20.0
 _NEWTON_STEPS = 100
 
 
 class Calibration(NamedTuple):
-    """What a validation split tells about each degradation that occurs there.
+    """How scores become probabilities and names, fitted on a validation split.
 
     Attributes:
-      names: degradations.
+      names: degradations that occur in the split.
       slopes, constants: of the logistic `1 / (1 + exp(-(slope * raw + constant)))`, `[names]`.
       thresholds: probabilities from which on a degradation is named, `[names]`.
       pictures: how many pictures were used.
@@ -39,7 +39,7 @@ def fit_calibration(names: Sequence[str], raw: np.ndarray, truth: np.ndarray) ->
       truth: whether they are there, `[pictures, names]`, bool.
 
     Returns:
-      Of those degradations that some pictures have and some have not.
+      The calibration of those degradations that some pictures have and some have not.
 
     Raises:
       ValueError: when there is none of these.
@@ -64,7 +64,7 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
-    """The threshold of the best F1, midway between the two scores that it parts.
+    """Finds the threshold of the best F1, midway between the two scores that it separates.
 
     Args:
       scores: `[pictures]`.
@@ -115,13 +115,13 @@ class Accuracy(NamedTuple):
 
 
 class AccuracyTable(NamedTuple):
-    """Of all degradations, and of pictures as a whole.
+    """How well degradations are named, for each of them and over all pictures.
 
     Attributes:
       rows: one for each degradation that occurs in the split.
       all_named: share of pictures whose true degradations are all among those named.
-      all_named_by_chance: the same where each picture gets another's explanation at random: the
-        mean over all pairs of pictures.
+      all_named_by_chance: the same if each picture got a random picture's explanation: the mean
+        over all pairs of pictures.
       top_named: share of pictures whose highest score belongs to a true degradation.
       top_named_by_chance: likewise by chance.
       pictures: how many.
@@ -184,7 +184,7 @@ def measure_accuracy(
 
 
 def format_accuracy(table: AccuracyTable) -> str:
-    """A Markdown table, and two lines below it."""
+    """Formats a Markdown table with two lines below it."""
     lines = [
         "| degradation | precision | by chance | recall | by chance | average precision |",
         "|---|---|---|---|---|---|",
@@ -205,7 +205,7 @@ def format_accuracy(table: AccuracyTable) -> str:
 
 
 def _logistic(raw: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Slope and constant of largest posterior, by Newton's method."""
+    """Finds the slope and constant of the largest posterior by Newton's method."""
     features = np.stack([raw, np.ones_like(raw)], axis=1).astype(np.float64)
     mean = np.array([1.0, 0.0])
     fit = np.array([0.0, np.log(truth.mean() / (1 - truth.mean()))])

@@ -1,9 +1,9 @@
 """What was wrong with a picture, read from the adapter's three thoughts.
 
 One forward pass at t = 1, the first sampling step, gives the thoughts; a linear read-out that was
-fitted on written thoughts alone (`phrase_bank`) turns them into scores of the benchmark's
+fitted on written thoughts only (`read_out`) turns them into scores of the benchmark's
 degradations, and a validation split turns scores into probabilities with thresholds
-(`calibration`). Read-out and calibration are kept as `explain.npz` in the model folder.
+(`calibration`). Read-out and calibration are kept in the model folder as `explain.npz`.
 
 A prompt that names degradations leaks into the thoughts, so the user's prompt is not used.
 """
@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import math
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,8 +43,8 @@ from cotir_jax.models.transformer import Text, Transformer, predict
 FILE_NAME = "explain.npz"
 NEUTRAL_PROMPT = "Please restore this degraded photo."
 
-# Degradations live at the picture's own resolution, so it is read in crops of the size that the
-# model was trained with, spread evenly; a model that takes pictures whole reads the middle.
+# Degradations show at a picture's own resolution, so it is read in evenly spread crops of the size
+# that the model was trained with; a model that takes pictures whole reads the middle.
 MOST_CROPS = 8
 WHOLE_SIDE = 512
 # Without calibration, from this score on a degradation is named.
@@ -53,8 +52,14 @@ _UNCALIBRATED_THRESHOLD = 0.5
 
 
 class Reading(NamedTuple):
-    """One degradation: its name, a score in [0, 1], "mild", "moderate", "severe" or "" where that
-    cannot be told, and whether it is named, which is for its own threshold to say."""
+    """One degradation.
+
+    Attributes:
+      name: of the degradation.
+      score: in [0, 1].
+      severity: "mild", "moderate", "severe", or "" where the thoughts do not tell.
+      named: whether the score reaches the threshold of this degradation.
+    """
 
     name: str
     score: float
@@ -85,7 +90,7 @@ class Explanation:
         return tuple(reading.name for reading in self.degradations if reading.named)
 
     def to_json(self) -> dict[str, Any]:
-        """The same as plain dictionaries and lists."""
+        """Converts to plain dictionaries and lists."""
         readings = [
             reading._asdict() | {"score": round(reading.score, 4)} for reading in self.degradations
         ]
@@ -107,7 +112,7 @@ def pooled_thoughts(
     noise_key: jax.Array,
     pooling: jax.Array,
 ) -> jax.Array:
-    """The adapter's thoughts at t = 1, pooled; pure, to be jitted.
+    """Computes the adapter's pooled thoughts at t = 1; pure, to be jitted.
 
     Args:
       model: the transformer.
@@ -127,7 +132,7 @@ def pooled_thoughts(
     timestep = jnp.ones(len(pictures), jnp.float32)
     guidance = jnp.full_like(timestep, config.guidance) if config.guidance_embed else None
     noise = jnp.broadcast_to(noise, condition.shape)
-    # What only the image output needs is not computed: XLA drops it.
+    # XLA drops what only the velocity needs.
     out = predict(model, noise, condition, text, timestep, guidance)
     predicted: Any = (out.scene, out.degradation, out.plan)
     thoughts = jnp.stack(predicted, axis=1).astype(jnp.float32)
@@ -136,12 +141,12 @@ def pooled_thoughts(
 
 
 def evenly_spread_crops(pixels: np.ndarray, side: int, most: int = MOST_CROPS) -> np.ndarray:
-    """Square crops at a picture's own resolution; one too small is mirrored up.
+    """Cuts square crops at a picture's own resolution; a picture that is too small is mirrored.
 
     Args:
       pixels: `[height, width, 3]`.
       side: of a crop.
-      most: crops at most; 1 takes the middle. The order and places depend on the size alone.
+      most: crops at most; 1 takes the middle. Order and places depend only on the size.
 
     Returns:
       `[crops, side, side, 3]`.
@@ -180,10 +185,10 @@ class Explainer:
 
     @classmethod
     def load(cls, model: LoadedModel) -> Explainer:
-        """With the model folder's `explain.npz`; without one, the read-out is fitted now.
+        """Reads the model folder's `explain.npz`; without one, fits the read-out.
 
-        That embeds some 4000 sentences: minutes with a large text encoder. The read-out is then
-        kept in the folder, where that can be written.
+        Fitting embeds some 4000 sentences: minutes with a large text encoder. The read-out is then
+        kept in the folder, if that can be written.
 
         Raises:
           ValueError: for a damaged file, or one of another model; for a model without adapter.
@@ -209,22 +214,16 @@ class Explainer:
 
         Args:
           pixels: of the picture.
-          prompt: that the model is asked with. One that names degradations is believed more than
-            the picture.
+          prompt: that the model is given. It believes one that names degradations more than the
+            picture.
 
         Raises:
           ValueError: for another shape or dtype.
         """
         return self.read(self.thoughts(pixels, prompt))
 
-    def batch(
-        self, pictures: Sequence[np.ndarray], prompt: str = NEUTRAL_PROMPT
-    ) -> list[Explanation]:
-        """Explains several pictures, each as a call of its own would."""
-        return [self(pixels, prompt) for pixels in pictures]
-
     def thoughts(self, pixels: np.ndarray, prompt: str = NEUTRAL_PROMPT) -> np.ndarray:
-        """Pooled thoughts of a picture, averaged over its crops: `[3, channels]`, float32."""
+        """Returns pooled thoughts of a picture, averaged over crops: `[3, channels]`, float32."""
         check_pixels(pixels)
         tile = self.model.config.tile
         crops = evenly_spread_crops(pixels, tile or WHOLE_SIDE, MOST_CROPS if tile else 1)
@@ -237,7 +236,7 @@ class Explainer:
         return np.concatenate(found).mean(axis=0)
 
     def raw_scores(self, thoughts: np.ndarray) -> np.ndarray:
-        """Read-outs of degradation and plan, averaged: `[..., 19 * 4]`, see `phrase_bank`.
+        """Averages the read-outs of degradation and plan: `[..., 19 * 4]`, see `read_out.ReadOut`.
 
         Args:
           thoughts: pooled, `[..., 3, channels]`.
@@ -246,7 +245,7 @@ class Explainer:
         return (degradation + apply_map(self.read_out.plan, thoughts[..., 2, :])) / 2
 
     def read(self, thoughts: np.ndarray) -> Explanation:
-        """The explanation that pooled thoughts `[3, channels]` stand for."""
+        """Turns pooled thoughts `[3, channels]` into an explanation."""
         raw, calibration = self.raw_scores(thoughts), self.calibration
         names = calibration.names if calibration else SINGLES
         places = [SINGLES.index(name) for name in names]

@@ -3,7 +3,7 @@
 The benchmark's own writer (`bench.thoughts`) writes many scene, degradation and plan sentences from
 drawn parameters; the model's text encoder embeds them. A read-out is the ridge regression from
 pooled embeddings to what the sentences say: which of the nineteen degradations, how strong, and the
-words of the scene. No picture takes part.
+words of the scene. No picture is used.
 
 Why least squares: the adapter's outputs are trained towards the embeddings of the written thoughts
 with a squared error (`objective.constraint_losses`), so they estimate the embeddings' mean over all
@@ -93,7 +93,7 @@ def write_thoughts(per_name: int, seed: int = 0) -> WrittenThoughts:
     """Writes sentences for every degradation and composite of the benchmark.
 
     Args:
-      per_name: sentences of a composite; a lone degradation gets three times as many, at
+      per_name: sentences of a composite; a single degradation gets three times as many, at
         severities spread evenly.
       seed: of parameters and phrases.
     """
@@ -183,9 +183,10 @@ def scene_sentence(words: dict[str, str]) -> str:
 
 
 def degradation_sentence(named: Sequence[tuple[str, str]]) -> str:
-    """What happened to a picture, from (degradation, strength or "") in order of application.
+    """What happened to a picture, in the benchmark's phrases but without numbers.
 
-    The benchmark's phrases, without the numbers, which a picture does not tell.
+    Args:
+      named: (degradation, strength or "") in order of application.
     """
     facts = [_fact(name, strength) for name, strength in named]
     if not facts:
@@ -195,7 +196,11 @@ def degradation_sentence(named: Sequence[tuple[str, str]]) -> str:
 
 
 def plan_sentence(named: Sequence[tuple[str, str]]) -> str:
-    """How to mend it: the steps undone, last one first; arguments as `degradation_sentence`'s."""
+    """How to restore the picture: the steps undone, last one first.
+
+    Args:
+      named: as in `degradation_sentence`.
+    """
     fixes = [_fix(name, strength) for name, strength in reversed(named)]
     if not fixes:
         return "Leave the picture as it is."

@@ -1,4 +1,4 @@
-"""Explanations of a whole split: to calibrate them, and to measure how often they are true.
+"""Explains all pictures of a split, to calibrate explanations or measure how often they are true.
 
 For nano:
 

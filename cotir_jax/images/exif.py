@@ -1,4 +1,4 @@
-"""EXIF of photographs: into libvips's pictures, and from and into TIFF, where libvips has none."""
+"""EXIF of photographs: added to libvips' pictures, and to and from TIFF, where libvips has none."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _DIRECTORIES = (0x8769, 0x8825)
 # What Pillow raises on damaged EXIF.
 _DAMAGED = (OSError, ValueError, SyntaxError, LookupError, TypeError, OverflowError, struct.error)
 
-# It warns of what is left out here.
+# Pillow warns about damaged tags, which are left out here.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 
 def set_upright(exif: bytes) -> bytes:
-    """An EXIF block for the upright picture: orientation 1 where it has one, and no thumbnail.
+    """Sets an EXIF block's orientation, if any, to 1, and removes its thumbnail.
 
-    The thumbnail would show the degraded picture, and on its side.
+    The thumbnail would show the degraded picture, turned by the orientation.
 
     Args:
-      exif: with or without the "Exif" marker before it; a damaged one is given back as it is.
+      exif: with or without the "Exif" marker before it; a damaged one is returned unchanged.
     """
     block, base = bytearray(exif), 6 if exif.startswith(b"Exif\0\0") else 0
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[base : base + 4])
@@ -47,10 +47,10 @@ def set_upright(exif: bytes) -> bytes:
 
 
 def add_to_image(image: pyvips.Image, exif: bytes) -> None:
-    """Sets the metadata that libvips's savers make an EXIF block of.
+    """Sets the metadata that libvips' savers make an EXIF block of.
 
-    They write only tags that are there as single fields too, and only a loader makes these: the
-    block is loaded in a picture of one pixel.
+    They write only tags that exist as single fields too, and only loaders make those, so the block
+    is loaded as that of a picture of one pixel.
     """
     stream = io.BytesIO()
     Image.new("L", (1, 1)).save(stream, "PNG", exif=exif)
@@ -62,9 +62,9 @@ def add_to_image(image: pyvips.Image, exif: bytes) -> None:
 
 
 def from_tiff(source: Path | str | bytes) -> bytes | None:
-    """EXIF block made of a TIFF's tags; None where there are none, or they are damaged."""
+    """Makes an EXIF block of a TIFF's tags; None if it has none, or they are damaged."""
     try:
-        # Not the file that libvips reads from: it would miss its place.
+        # Opened again: libvips would lose its place in the file that it reads from.
         with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
             found = Image.Exif()
             found.load_from_fp(file)
@@ -77,9 +77,9 @@ def from_tiff(source: Path | str | bytes) -> bytes | None:
 
 
 def add_to_tiff(file: BinaryIO, exif: bytes) -> None:
-    """Adds EXIF tags to a TIFF that was just written; its directory is written anew at the end.
+    """Adds EXIF tags to a TIFF that was just written, by a new directory at its end.
 
-    Left out: damaged EXIF blocks, and files above 4 GB, which have another layout.
+    Does nothing for damaged EXIF blocks, and for files above 4 GB, which have another layout.
     """
     file.seek(0)
     header = file.read(8)
@@ -101,7 +101,7 @@ def add_to_tiff(file: BinaryIO, exif: bytes) -> None:
     except _DAMAGED:
         return
     added += bytes(len(added) % 2)
-    entries = {}  # the file's own come last: they stand
+    entries = {}  # the file's own entries come last and win
     for table in (added[2 : 2 + 12 * len(directory)], own):
         for entry in range(0, len(table), 12):
             entries[struct.unpack_from(f"{order}H", table, entry)] = table[entry : entry + 12]
@@ -113,6 +113,6 @@ def add_to_tiff(file: BinaryIO, exif: bytes) -> None:
 
 
 def _camera_tags(exif: Image.Exif) -> dict[int, Any]:
-    """Tags that are about the photograph rather than about how its file is laid out."""
+    """Tags about the photograph, without those about the layout of its file."""
     tags = {tag: exif[tag] for tag in _CAMERA_TAGS if tag in exif}
     return tags | {tag: ifd for tag in _DIRECTORIES if (ifd := dict(exif.get_ifd(tag)))}

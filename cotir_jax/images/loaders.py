@@ -1,4 +1,4 @@
-"""Opening still pictures of known formats by libvips, or by Pillow where libvips has no reader."""
+"""Opens still pictures of known formats by libvips, or by Pillow where libvips has no reader."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pyvips
 from PIL import BmpImagePlugin, ImageFile, PpmImagePlugin
 
-# Read by name and never by what libvips would pick, which may be a format that reads other files
-# or runs scripts (SVG, PDF, MATLAB, ImageMagick's): start of the file, loader.
+# Start of the file, and loader. libvips itself never chooses: it could take a format that reads
+# other files or runs scripts (SVG, PDF, MATLAB, ImageMagick's).
 _LOADERS = (
     (b"\xff\xd8\xff", "jpegload"),
     (b"\x89PNG\r\n\x1a\n", "pngload"),
@@ -22,13 +22,13 @@ _LOADERS = (
     (b"II+\0", "tiffload"),
     (b"MM\0+", "tiffload"),
 )
-# No readers for these in the libvips that pip brings. Pillow's give 8 bits, but for grey PPM.
+# libvips from pip has no readers for these. Pillow's give 8 bits, except for grey PPM.
 _PILLOW: dict[bytes, type[ImageFile.ImageFile]] = {
     b"BM": BmpImagePlugin.BmpImageFile,
     **{b"P%d" % kind: PpmImagePlugin.PpmImageFile for kind in range(1, 7)},
 }
 _HEIF_BRANDS = (b"avif", b"avis", b"mif1", b"msf1")
-# HEIC: that libvips reads its header, but has no decoder for its pixels.
+# HEIC: libvips from pip reads its header, but has no decoder for its pixels.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
 _FORMATS = "JPEG, PNG, WebP, TIFF, AVIF, GIF, BMP, PPM"
 _NO_HEIC = f"it is HEIC; accepted are {_FORMATS}"
@@ -43,12 +43,12 @@ def load(head: bytes, source: BinaryIO | bytes, max_pixels: int) -> pyvips.Image
       max_pixels: of width times height.
 
     Returns:
-      The picture, to be gone through from top to bottom once.
+      The picture, to be read from top to bottom once.
 
     Raises:
       ValueError, OSError, pyvips.Error: for a broken or too large file, or another format.
     """
-    # Of earlier files: what libvips only warned of stays in there.
+    # Messages about earlier files that libvips only warned about are still in its buffer.
     pyvips.vips_lib.vips_error_clear()
     if not head:
         raise ValueError("it is empty")
@@ -78,7 +78,7 @@ def load(head: bytes, source: BinaryIO | bytes, max_pixels: int) -> pyvips.Image
 def _load_by_pillow(source: BinaryIO | bytes, kind: bytes, max_pixels: int) -> pyvips.Image:
     stream = io.BytesIO(source) if isinstance(source, bytes) else source
     try:
-        # Not by `Image.open`, which warns of half our limit.
+        # `Image.open` would warn from half our limit on.
         with _PILLOW[kind](stream) as image:
             _check_pixels(*image.size, max_pixels)
             if image.mode.startswith("I"):

@@ -1,7 +1,7 @@
 """Photographs as people have them: any depth, alpha, profile, EXIF; reading and writing by libvips.
 
-Colour values are restored in the file's own RGB or grey space, and the file's ICC profile goes
-with them into what is written. CMYK, Lab and other spaces are converted to sRGB by their profile.
+Colour values are restored in the file's own RGB or grey space, and its ICC profile is copied to the
+result. CMYK, Lab and other spaces are converted to sRGB by their profile.
 `pictures.py` reads the pictures of benchmark and training, as 8-bit RGB, with Pillow.
 """
 
@@ -214,10 +214,10 @@ def _decode(image: pyvips.Image, source: Path | str | bytes) -> Photo:
 
 
 def _to_rgb_or_grey(image: pyvips.Image) -> tuple[pyvips.Image, int, bool]:
-    """Integers with 1 or 3 colour bands, and alpha behind them if any.
+    """Converts to integers with 1 or 3 colour bands, followed by alpha if any.
 
     Returns:
-      picture, number of colour bands, whether it was converted to sRGB.
+      The picture, its number of colour bands, and whether it was converted to sRGB.
     """
     space, converted = image.interpretation, False
     if space == "cmyk" and image.bands >= 4:

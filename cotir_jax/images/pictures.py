@@ -1,6 +1,6 @@
-"""Pictures on disk and in memory: read, write, list, lay side by side. numpy and Pillow only.
+"""8-bit pictures of benchmark and training: read, write, list and arrange. numpy and Pillow only.
 
-A picture is a uint8 array ``[height, width, 3]``, RGB, 0 to 255.
+A picture is a uint8 array `[height, width, 3]`, RGB, 0 to 255.
 """
 
 import io
@@ -19,20 +19,20 @@ _READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryEr
 
 
 def load_picture(source: Path | str | bytes, name: str = "") -> np.ndarray:
-    """Read a picture as upright 8-bit RGB.
+    """Reads a picture as upright 8-bit RGB.
 
     EXIF orientation is applied, greyscale is copied to three channels, alpha is laid over
     white, 16-bit values are scaled to 8 bits.
 
     Args:
-        source: a file's path, or the encoded bytes themselves.
-        name: what to call the picture in errors; by default its path.
+      source: a file's path, or the encoded bytes themselves.
+      name: what to call the picture in errors; by default its path.
 
     Returns:
-        uint8 ``[height, width, 3]``.
+      uint8 `[height, width, 3]`.
 
     Raises:
-        ValueError: one line naming the picture when it is missing, truncated or no picture.
+      ValueError: one line naming the picture when it is missing, truncated or no picture.
     """
     name = name or ("picture in memory" if isinstance(source, bytes) else str(source))
     try:
@@ -67,7 +67,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def check_picture(picture: np.ndarray) -> None:
-    """Raise ValueError unless ``picture`` is uint8 ``[height, width, 3]`` and not empty."""
+    """Raises ValueError unless `picture` is uint8 `[height, width, 3]` and not empty."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or not picture.size:
         raise ValueError(
             f"expected a uint8 picture [height, width, 3], got {picture.dtype} "
@@ -76,7 +76,7 @@ def check_picture(picture: np.ndarray) -> None:
 
 
 def encode_png(picture: np.ndarray, compress_level: int = 6) -> bytes:
-    """Encode uint8 ``[height, width, 3]`` as PNG bytes; ``compress_level`` 0 (fast) to 9."""
+    """Encodes uint8 `[height, width, 3]` as PNG bytes; `compress_level` 0 (fast) to 9."""
     check_picture(picture)
     stream = io.BytesIO()
     Image.fromarray(picture).save(stream, "PNG", compress_level=compress_level)
@@ -84,12 +84,12 @@ def encode_png(picture: np.ndarray, compress_level: int = 6) -> bytes:
 
 
 def save_picture(picture: np.ndarray, path: Path | str) -> None:
-    """Write uint8 ``[height, width, 3]``; the suffix picks the format (JPEG at quality 95).
+    """Writes uint8 `[height, width, 3]`; the suffix picks the format (JPEG at quality 95).
 
     The file appears completely or not at all.
 
     Raises:
-        ValueError: the array is no picture, or the suffix is none of ``PICTURE_SUFFIXES``.
+      ValueError: the array is no picture, or the suffix is none of `PICTURE_SUFFIXES`.
     """
     check_picture(picture)
     path = Path(path)
@@ -106,10 +106,10 @@ def save_picture(picture: np.ndarray, path: Path | str) -> None:
 
 
 def list_pictures(folder: Path | str) -> list[Path]:
-    """The picture files directly inside ``folder``, sorted by name, hidden ones left out.
+    """Lists the picture files directly inside `folder`, sorted by name, hidden ones left out.
 
     Raises:
-        ValueError: the folder is missing, is a file, or holds no pictures.
+      ValueError: the folder is missing, is a file, or holds no pictures.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -128,16 +128,16 @@ def list_pictures(folder: Path | str) -> list[Path]:
 
 
 def side_by_side(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
-    """Lay pictures of equal height in one row, a white gap of ``gap`` pixels between them.
+    """Puts pictures of equal height in one row, a white gap of `gap` pixels between them.
 
     Args:
-        pictures: uint8 ``[height, width_i, 3]`` each.
+      pictures: uint8 `[height, width_i, 3]` each.
 
     Returns:
-        uint8 ``[height, sum(width_i) + gap * (n - 1), 3]``.
+      uint8 `[height, sum(width_i) + gap * (n - 1), 3]`.
 
     Raises:
-        ValueError: no pictures, or unequal heights.
+      ValueError: no pictures, or unequal heights.
     """
     if not pictures:
         raise ValueError("side_by_side got no pictures; give at least one")
@@ -160,18 +160,18 @@ def contact_sheet(
     column_labels: Sequence[str] = (),
     font_size: int = 14,
 ) -> np.ndarray:
-    """Lay pictures on a white labelled grid.
+    """Arranges pictures on a white labelled grid.
 
     Args:
-        rows: pictures, uint8 ``[height, width, 3]`` each, of any sizes; rows may be uneven.
-        row_labels: one text left of each row, or none.
-        column_labels: one text above each column, or none.
+      rows: pictures, uint8 `[height, width, 3]` each, of any sizes; rows may be uneven.
+      row_labels: one text left of each row, or none.
+      column_labels: one text above each column, or none.
 
     Returns:
-        uint8 ``[height, width, 3]``.
+      uint8 `[height, width, 3]`.
 
     Raises:
-        ValueError: no pictures, or a label list of the wrong length.
+      ValueError: no pictures, or a label list of the wrong length.
     """
     pictures = [picture for row in rows for picture in row]
     if not pictures:

@@ -1,8 +1,8 @@
-"""Cutting pictures into overlapping tiles and back, and sizes for pictures taken whole. numpy only.
+"""Overlap-add of tiles on the host, and few sizes for pictures that are restored whole.
 
 Tiles are blended under raised-cosine windows that are divided by their sum, so the weights of all
-tiles over a pixel add up to one; pictures are mirrored at their lower and right edges up to whole
-tiles. Nothing is resized.
+tiles over a pixel add up to one; pictures are mirrored at their lower and right edges until they
+are covered by full tiles. Nothing is resized. `models.tiles` does the same on the device.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Size = tuple[int, int]
 
 
 def starts(side: int, tile: int, multiple: int, overlap: float = 0.25) -> list[int]:
-    """First pixels of the tiles along one side, evenly spread.
+    """Spreads tiles evenly along one side.
 
     Args:
       side: of the picture, in pixels.
@@ -34,8 +34,8 @@ def starts(side: int, tile: int, multiple: int, overlap: float = 0.25) -> list[i
       overlap: part of a tile that it shares with the next one, at least.
 
     Returns:
-      Ascending starts; the last tile ends at the side rounded up to a multiple, or beyond it
-      where there is only one.
+      First pixels of the tiles, ascending. The last tile ends at the side rounded up to a
+      multiple; a single tile may end beyond it.
 
     Raises:
       ValueError: for a tile that is not a multiple, or an overlap outside [0, 1).
@@ -93,14 +93,14 @@ def restore_in_tiles(
 ) -> np.ndarray:
     """Restores a picture of any size tile by tile.
 
-    Beside the picture and the result it holds one row of tiles as float32, and two batches.
+    Memory is that of the picture, the result, one row of tiles as float32, and two batches.
 
     Args:
       pixels: uint8 or uint16 `[height, width, 3]`.
       run: called with tiles `[batch, tile, tile, 3]` in the dtype of `pixels` and their upper left
-        corners in pixels, int32 `[batch, 2]` (y, x); gives float `[batch, tile, tile, 3]` on the
-        scale of `pixels`. What it gives may still be in work, as jax's arrays: it is looked at
-        only after the next call. The last batch is filled up with copies of its last tile.
+        corners in pixels, int32 `[batch, 2]` (y, x); returns float `[batch, tile, tile, 3]` on the
+        scale of `pixels`. It may return arrays that are still being computed, which are read only
+        after the next call. The last batch is filled up with copies of its last tile.
       tile: side of the tiles, a multiple of `multiple`.
       multiple: what all corners are multiples of: the model's patch.
       batch: tiles per call.
@@ -193,8 +193,8 @@ def _mirrored(index: np.ndarray, side: int) -> np.ndarray:
 def bucket(size: Size, multiple: int) -> Size:
     """Size of the program that takes a picture whole, so that few serve all sizes.
 
-    Sides lie on a geometric grid of four steps per doubling: none grows by more than a fifth and
-    `multiple`.
+    Sides are rounded up to a geometric grid of four steps per doubling: none grows by more than a
+    fifth and `multiple`.
 
     Args:
       size: height and width.
@@ -215,7 +215,7 @@ def choose_buckets(
     `bucket`.
 
     Args:
-      sizes: height and width of each picture; what comes often counts as often.
+      sizes: height and width of each picture; a size that comes several times counts that often.
       multiple: what the sides are multiples of.
       max_programs: how many sizes there may be.
 
@@ -242,7 +242,7 @@ def choose_buckets(
         ((max(h for h, _ in sides), max(w for _, w in sides)) for sides in members.values()),
         key=math.prod,
     )
-    # The smallest that holds it, which need not be that of its own group.
+    # The smallest that holds the picture, which need not be that of its own group.
     return {
         size: next(b for b in buckets if b[0] >= height and b[1] >= width)
         for size, (height, width) in rounded.items()

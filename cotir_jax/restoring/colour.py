@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-# Rows that are worked on at once, so that no float copy of a huge picture is made.
+# Rows processed at once, so that no float copy of a huge picture is made.
 _ROWS = 512
 
 
@@ -19,14 +19,14 @@ def match_low_frequencies(
     restored picture's detail levels and the degraded picture's remaining low frequencies. Since
     the split is linear, this is the restored picture plus the low frequencies of the difference.
 
-    A remedy against colours that drift in restoration. It undoes the repair where the slow changes
-    are what is wrong with the picture: low light, haze, lost colour, water's tint. Therefore it
-    must be asked for.
+    This corrects colours that drift in restoration. Where the slow changes are what is wrong with
+    the picture (low light, haze, lost colour, water's tint) it undoes the repair, so it is off
+    unless the user asks for it.
 
     Args:
       restored: uint8 or uint16 `[height, width, 3]`.
       degraded: of the same shape and dtype.
-      levels: 5 takes what is broader than about 32 pixels from the degraded picture.
+      levels: 5 takes changes broader than about 32 pixels from the degraded picture.
 
     Returns:
       Array of the same shape and dtype.
@@ -45,7 +45,7 @@ def match_low_frequencies(
         )
     if levels < 1:
         raise ValueError(f"levels={levels}: expected at least 1")
-    # Farthest row that a result depends on.
+    # Distance of the farthest row that a result depends on.
     reach = 2**levels - 1
     out = np.empty_like(restored)
     height, top = len(restored), np.iinfo(restored.dtype).max

@@ -218,13 +218,13 @@ def _written(
     writing: Sequence[tuple[Job, np.ndarray, Future]],
 ) -> Iterator[tuple[Job, str, ValueError | None]]:
     for job, pixels, future in writing:
-        note = future.result()  # a full disk ends the whole run
+        note = future.result()  # a full disk ends the run
         height, width = pixels.shape[:2]
         yield job, f"{job.source.name} {width}x{height} -> {job.target}{note}", None
 
 
 def _save(job: Job, photo: Photo, result: Restored, *, quality: int, compare: bool) -> str:
-    """Writes one result; gives what is to be added to its line."""
+    """Writes one result; returns text to append to its line."""
     job.target.parent.mkdir(parents=True, exist_ok=True)
     if compare:
         rows = [_eight_bits(photo.pixels), _eight_bits(result.image)]

@@ -1,4 +1,4 @@
-"""What goes into a `Restorer` and what comes out of it."""
+"""Input and result of a `Restorer`: kinds of pictures that it takes, and `Restored`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Restored:
     """A restored picture.
 
     Attributes:
-      photo: pixels, and all that the degraded file held beside them (alpha, profile, EXIF).
-      thoughts: what was wrong with the picture, where that was asked for.
+      photo: pixels, with alpha, profile and EXIF of the degraded file.
+      thoughts: what was wrong with the picture, if it was explained.
     """
 
     photo: Photo

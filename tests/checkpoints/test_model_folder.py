@@ -15,7 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from support import released
 
 from cotir_jax.checkpoints import model_folder
-from cotir_jax.checkpoints.arrays import restore
+from cotir_jax.checkpoints.arrays import read_arrays
 from cotir_jax.conversion import streaming
 from cotir_jax.conversion.streaming import Streamed, save_streamed, storage_shapes
 from cotir_jax.models.presets import preset
@@ -78,7 +78,7 @@ def test_values_survive_and_each_byte_is_read_once(streamed, spec):
         for name, array in arrays.items()
     }  # fmt: skip
     before = _bytes_read()
-    restored = restore(path, targets)
+    restored = read_arrays(path, targets)
     size = sum(array.nbytes for array in arrays.values())
     assert size <= _bytes_read() - before < 1.02 * size
     for name, array in arrays.items():
@@ -165,7 +165,7 @@ def test_training_stores_what_it_trained_alone(folder, tmp_path):
 def test_a_base_that_moved(copy, tmp_path):
     model_folder.save_model(tmp_path / "trained", released.load(copy), {}, base=copy)
     copy.rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match="trained from is not there; put it back, or write"):
+    with pytest.raises(ValueError, match="trained from is missing; put it back, or write"):
         released.load(tmp_path / "trained")
     path = tmp_path / "trained" / "model.json"
     path.write_text(path.read_text().replace(str(copy), str(tmp_path / "moved")))
@@ -186,7 +186,7 @@ def test_damaged_description(copy):
         path.write_text(damage)
         with pytest.raises(ValueError, match=r"model.json: damaged") as error:
             model_folder.load_config(copy)
-        assert "anew" in _line(error)
+        assert "again" in _line(error)
 
 
 def test_parts_that_are_missing(copy):
@@ -207,7 +207,7 @@ def test_parts_that_are_missing(copy):
             released.load(copy)
         assert str(copy / "weights") in _line(error)
     shutil.rmtree(copy / "weights")
-    with pytest.raises(ValueError, match="this part of the model folder is not there") as error:
+    with pytest.raises(ValueError, match="this part of the model folder is missing") as error:
         released.load(copy)
     assert str(copy / "weights") in _line(error)
 

@@ -111,13 +111,13 @@ def test_every_degradation_has_sentences_without_blanks():
                 assert not set("{}()") & set(text) and "  " not in text, text
 
 
-def test_a_picture_is_explained_alike_alone_and_in_a_batch(explainer):
+def test_a_picture_is_explained_alike_in_both_depths(explainer):
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, size, np.uint8) for size in ((40, 150, 3), (300, 129, 3))]
-    batch = explainer.batch(pictures)
-    assert batch[1] == explainer(pictures[1]) and batch[0] != batch[1]
-    assert batch[0] == explainer(pictures[0].astype(np.uint16) * 257)
-    assert all(0 <= reading.score <= 1 for reading in batch[0].degradations)
+    first, second = map(explainer, pictures)
+    assert second == explainer(pictures[1]) and first != second
+    assert first == explainer(pictures[0].astype(np.uint16) * 257)
+    assert all(0 <= reading.score <= 1 for reading in first.degradations)
 
 
 @pytest.mark.parametrize("size, count", [((128, 128), 1), ((160, 160), 4), ((5000, 300), 6)])

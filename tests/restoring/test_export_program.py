@@ -49,7 +49,7 @@ def run_elsewhere(program, picture, folder):
 
 
 def test_a_program_runs_without_this_package(restorer, tmp_path):
-    """Cutting and blending are written anew in jax for it: numpy's in `tiling` is the oracle.
+    """It cuts and blends with jax (`models.tiles`); numpy's `images.tiling` is the oracle.
 
     Five crops: two calls of three, the last one filled up.
     """
