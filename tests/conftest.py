@@ -21,8 +21,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import pytest
 
-HERE = Path(__file__).parent
-SHARED = HERE.parent.parent / "shared"
+SHARED = Path(__file__).parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
@@ -33,16 +32,6 @@ def one_device():
     from cotir_jax.parallel.sharding import make_mesh
 
     return make_mesh({}, jax.devices()[:1])
-
-
-@pytest.fixture(scope="session")
-def small_encoder(tmp_path_factory) -> dict[str, str]:
-    """The environment in which `python -m support.small_encoder` trains; add XLA's flags to it."""
-    from support import small_encoder
-
-    folder = small_encoder.write(tmp_path_factory.mktemp("minilm"))
-    path = os.pathsep.join(str(folder) for folder in (HERE.parent, HERE))
-    return {**os.environ, "COTIR_SMALL_ENCODER": str(folder), "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from support.small_encoder import PYTHONPATH
 from support.xla_flags import xla_flags
 
 from cotir_jax.bench.build import build_bench
@@ -37,13 +38,7 @@ def bench(tmp_path_factory) -> Path:
     return out
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> Path:
-    """Compiled programs: the second start of the same job need not compile again."""
-    return tmp_path_factory.mktemp("cache")
-
-
-def _start(bench: Path, cache: Path, workdir: Path, devices: int, *flags: str) -> subprocess.Popen:
+def _start(bench: Path, workdir: Path, devices: int, *flags: str) -> subprocess.Popen:
     fields = {
         "init": "scratch",
         "data.dir": bench,
@@ -57,13 +52,12 @@ def _start(bench: Path, cache: Path, workdir: Path, devices: int, *flags: str) -
         "log.every": 1,
     }
     environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": PYTHONPATH,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": xla_flags(devices),
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
     }
-    command = [sys.executable, "-m", "cotir_jax.main", f"--config={ROOT / 'configs' / 'nano.py'}"]
+    config = f"--config={ROOT / 'configs' / 'nano.py'}"
+    command = [sys.executable, "-m", "support.small_encoder", config]
     command += [f"--workdir={workdir}", *flags]
     command += [f"--config.{name}={value}" for name, value in fields.items()]
     with open(_log_file(workdir, flags), "w") as log:
@@ -77,12 +71,12 @@ def _log_file(workdir: Path, flags: tuple[str, ...]) -> Path:
     return Path(f"{workdir}{''.join(flags[2:])}.log")
 
 
-def _start_two(bench: Path, cache: Path, workdir: Path) -> list[subprocess.Popen]:
+def _start_two(bench: Path, workdir: Path) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     place = (f"--coordinator=localhost:{port}", "--num_processes=2")
-    return [_start(bench, cache, workdir, 4, *place, f"--process_id={i}") for i in range(2)]
+    return [_start(bench, workdir, 4, *place, f"--process_id={i}") for i in range(2)]
 
 
 def _wait_for_step(workdir: Path, step: int, processes: list[subprocess.Popen]) -> None:
@@ -120,10 +114,10 @@ def _assert_same(ours: dict[int, dict], reference: dict[int, dict]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_stop_die_and_continue_as_one(bench, cache, tmp_path):
+def test_two_processes_stop_die_and_continue_as_one(bench, tmp_path):
     """SIGTERM to one of two, SIGKILL to one of two, the rest in one process of four devices."""
     whole, workdir = tmp_path / "whole", tmp_path / "run"
-    pair = _start_two(bench, cache, workdir)
+    pair = _start_two(bench, workdir)
     _wait_for_step(workdir, 3, pair)
     pair[1].send_signal(signal.SIGTERM)
     first, second = _finish(pair)
@@ -131,12 +125,12 @@ def test_two_processes_stop_die_and_continue_as_one(bench, cache, tmp_path):
     assert f"saved at step {reached}" in json.loads(first.splitlines()[-1])["interrupted"]
     assert "{" not in second and (workdir / "checkpoints" / str(reached) / "state").is_dir()
 
-    pair = _start_two(bench, cache, workdir)
+    pair = _start_two(bench, workdir)
     _wait_for_step(workdir, reached + 7, pair)
     assert reached < STEPS - 10, "too quick to be killed in the middle"
     pair[1].kill()
     died = time.monotonic()
-    reference = _start(bench, cache, whole, 8)  # meanwhile
+    reference = _start(bench, whole, 8)  # meanwhile
     assert pair[0].wait(timeout=60) != 0
     print(f"stopped {time.monotonic() - died:.0f} s after the other")
     said = (tmp_path / "run--process_id=0.log").read_text()
@@ -145,7 +139,7 @@ def test_two_processes_stop_die_and_continue_as_one(bench, cache, tmp_path):
     last = max(_lines(workdir))
     assert reached < last < STEPS
 
-    (done,) = _finish([_start(bench, cache, workdir, 4)])
+    (done,) = _finish([_start(bench, workdir, 4)])
     assert json.loads(done.splitlines()[-1])["step"] == STEPS
     _finish([reference])
     _assert_same(_lines(workdir), _lines(whole))

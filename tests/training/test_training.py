@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.small_encoder import PYTHONPATH
 from support.xla_flags import xla_flags
 
 from cotir_jax.bench.build import build_bench
@@ -57,12 +58,12 @@ def _command(bench: Path, workdir: Path, **more: object) -> list[str]:
     fields = _fields(bench) | {name.replace("__", "."): value for name, value in more.items()}
     flags = [f"--config.{name}={value}" for name, value in fields.items()]
     config = f"--config={ROOT / 'configs' / 'nano.py'}"
-    return [sys.executable, "-m", "cotir_jax.main", config, f"--workdir={workdir}", *flags]
+    return [sys.executable, "-m", "support.small_encoder", config, f"--workdir={workdir}", *flags]
 
 
 def _environment() -> dict[str, str]:
     # One device, as on a laptop; conftest's eight are for the sharding tests.
-    return {**os.environ, "XLA_FLAGS": xla_flags(devices=1, level=1), "PYTHONPATH": str(ROOT)}
+    return {**os.environ, "XLA_FLAGS": xla_flags(devices=1), "PYTHONPATH": PYTHONPATH}
 
 
 def _run(bench: Path, workdir: Path, limit=None, **more: object) -> subprocess.CompletedProcess:
