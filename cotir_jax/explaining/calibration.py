@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cotir_jax.bench.words.table import plain_name
+
 # Standard deviation of a Gaussian prior that pulls the logistic's slope towards 1 and its constant
 # towards 0: scores that a threshold separates without error would make the slope infinite.
 _PRIOR = 20.0
@@ -192,7 +194,7 @@ def format_accuracy(table: AccuracyTable) -> str:
     for row in table.rows:
         values = (row.precision, row.prevalence, row.recall, row.named, row.average_precision)
         cells = " | ".join("-" if np.isnan(value) else f"{100 * value:.0f} %" for value in values)
-        lines.append(f"| {row.name} | {cells} |")
+        lines.append(f"| {plain_name(row.name)} | {cells} |")
     lines += [
         "",
         f"All true degradations are among those named for {100 * table.all_named:.0f} % of "

@@ -23,6 +23,7 @@ import numpy as np
 
 from cotir_jax import files
 from cotir_jax.bench.composites import SINGLES
+from cotir_jax.bench.words.table import plain_name
 from cotir_jax.checkpoints.loaded_model import LoadedModel
 from cotir_jax.explaining.calibration import Calibration, sigmoid
 from cotir_jax.explaining.read_out import (
@@ -41,7 +42,7 @@ from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.transformer import Text, Transformer, predict
 
 FILE_NAME = "explain.npz"
-NEUTRAL_PROMPT = "Please restore this degraded photo."
+_PROMPT = "Please restore this degraded photo."
 
 # Degradations show at a picture's own resolution, so it is read in evenly spread crops of the size
 # that the model was trained with; a model that takes pictures whole reads the middle.
@@ -97,7 +98,9 @@ class Explanation:
         return dataclasses.asdict(self) | {"degradations": readings}
 
     def __str__(self) -> str:
-        scores = ", ".join(f"{r.name} {r.score:.2f}" for r in self.degradations if r.named)
+        scores = ", ".join(
+            f"{plain_name(r.name)} {r.score:.2f}" for r in self.degradations if r.named
+        )
         note = "" if self.calibrated else " (uncalibrated)"
         return f"{self.degradation} {self.plan} {self.scene}" + (
             f" [{scores}]{note}" if scores else note
@@ -209,30 +212,22 @@ class Explainer:
                 save_file(path, read_out, None)
         return cls(model, read_out)
 
-    def __call__(self, pixels: np.ndarray, prompt: str = NEUTRAL_PROMPT) -> Explanation:
+    def __call__(self, pixels: np.ndarray) -> Explanation:
         """Explains one picture, uint8 or uint16 `[height, width, 3]`.
-
-        Args:
-          pixels: of the picture.
-          prompt: that the model is given. It believes one that names degradations more than the
-            picture.
 
         Raises:
           ValueError: for another shape or dtype.
         """
-        return self.read(self.thoughts(pixels, prompt))
+        return self.read(self.thoughts(pixels))
 
-    def thoughts(self, pixels: np.ndarray, prompt: str = NEUTRAL_PROMPT) -> np.ndarray:
+    def thoughts(self, pixels: np.ndarray) -> np.ndarray:
         """Returns pooled thoughts of a picture, averaged over crops: `[3, channels]`, float32."""
         check_pixels(pixels)
         tile = self.model.config.tile
         crops = evenly_spread_crops(pixels, tile or WHOLE_SIDE, MOST_CROPS if tile else 1)
         unit = unit_range(crops)
         size = self.model.crops_per_call if tile else self.model.parts
-        found = [
-            self._run(unit[start : start + size], prompt, size)
-            for start in range(0, len(unit), size)
-        ]
+        found = [self._run(unit[start : start + size], size) for start in range(0, len(unit), size)]
         return np.concatenate(found).mean(axis=0)
 
     def raw_scores(self, thoughts: np.ndarray) -> np.ndarray:
@@ -274,9 +269,9 @@ class Explainer:
             calibration is not None,
         )
 
-    def _run(self, crops: np.ndarray, prompt: str, size: int) -> np.ndarray:
+    def _run(self, crops: np.ndarray, size: int) -> np.ndarray:
         filled = np.pad(crops, ((0, size - len(crops)), (0, 0), (0, 0), (0, 0)))
-        batch = filled, self.model.embed(prompt, size)
+        batch = filled, self.model.embed(_PROMPT, size)
         found = self.model.call(self._program, batch, self.read_out.pooling)
         return np.asarray(found)[: len(crops)]
 

@@ -92,13 +92,13 @@ def read_photo(source: Path | str | bytes, name: str = "", max_pixels: int = MAX
     return _load(source, name, max_pixels, lambda image: _decode(image, source))
 
 
-def photo_size(source: Path | str | bytes, name: str = "") -> tuple[int, int]:
+def photo_size(source: Path | str | bytes) -> tuple[int, int]:
     """Height and width of an upright photograph, from its header only.
 
     Raises:
       ValueError: as for `read_photo`; damage after the header is not found.
     """
-    return _load(source, name, MAX_PIXELS, _upright_size)
+    return _load(source, "", MAX_PIXELS, _upright_size)
 
 
 def write_photo(photo: Photo, path: Path | str, quality: int = 95) -> None:

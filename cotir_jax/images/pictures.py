@@ -14,6 +14,8 @@ from cotir_jax import files
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
+# White pixels between pictures.
+_GAP = 4
 # What Pillow raises on broken files; struct.error and SyntaxError come from its format readers.
 _READ_ERRORS = (OSError, ValueError, SyntaxError, EOFError, IndexError, MemoryError)
 
@@ -127,14 +129,14 @@ def list_pictures(folder: Path | str) -> list[Path]:
     return found
 
 
-def side_by_side(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
-    """Puts pictures of equal height in one row, a white gap of `gap` pixels between them.
+def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Puts pictures of equal height in one row, a white gap of 4 pixels between them.
 
     Args:
       pictures: uint8 `[height, width_i, 3]` each.
 
     Returns:
-      uint8 `[height, sum(width_i) + gap * (n - 1), 3]`.
+      uint8 `[height, sum(width_i) + 4 * (n - 1), 3]`.
 
     Raises:
       ValueError: no pictures, or unequal heights.
@@ -149,7 +151,7 @@ def side_by_side(pictures: Sequence[np.ndarray], gap: int = 4) -> np.ndarray:
     parts: list[np.ndarray] = []
     for picture in pictures:
         if parts:
-            parts.append(np.full((heights[0], gap, 3), 255, np.uint8))
+            parts.append(np.full((heights[0], _GAP, 3), 255, np.uint8))
         parts.append(picture)
     return np.concatenate(parts, axis=1)
 
@@ -185,7 +187,7 @@ def contact_sheet(
     ):
         if labels and len(labels) != count:
             raise ValueError(f"contact_sheet got {len(labels)} {what} labels for {count} {what}s")
-    gap = 4
+    gap = _GAP
     cell_width = max(picture.shape[1] for picture in pictures)
     row_heights = [max((p.shape[0] for p in row), default=font_size) for row in rows]
     font = _font(font_size)

@@ -16,6 +16,8 @@ import numpy as np
 # Compiled programs that a folder of pictures may need.
 MAX_PROGRAMS = 6
 
+# Part of a tile that it shares with the next one, at least.
+_OVERLAP = 0.25
 # Steps of the grid of sides per doubling: a side grows by at most a fifth.
 _STEPS_PER_OCTAVE = 4
 # Sizes that are merged one by one; more of them are put on the grid of `bucket` first.
@@ -24,30 +26,27 @@ _MOST_MERGED = 256
 Size = tuple[int, int]
 
 
-def starts(side: int, tile: int, multiple: int, overlap: float = 0.25) -> list[int]:
-    """Spreads tiles evenly along one side.
+def starts(side: int, tile: int, multiple: int) -> list[int]:
+    """Spreads tiles evenly along one side; neighbours share a quarter of a tile, or more.
 
     Args:
       side: of the picture, in pixels.
       tile: side of a tile, a multiple of `multiple`.
       multiple: what all starts are multiples of.
-      overlap: part of a tile that it shares with the next one, at least.
 
     Returns:
       First pixels of the tiles, ascending. The last tile ends at the side rounded up to a
       multiple; a single tile may end beyond it.
 
     Raises:
-      ValueError: for a tile that is not a multiple, or an overlap outside [0, 1).
+      ValueError: for a tile that is not a multiple.
     """
     if tile <= 0 or tile % multiple:
         raise ValueError(f"tile={tile}: expected a positive multiple of {multiple}")
-    if not 0 <= overlap < 1:
-        raise ValueError(f"overlap={overlap}: expected at least 0 and less than 1")
     last = -(-side // multiple) - tile // multiple
     if last <= 0:
         return [0]
-    stride = max(1, math.floor(tile / multiple * (1 - overlap)))
+    stride = max(1, math.floor(tile / multiple * (1 - _OVERLAP)))
     gaps = -(-last // stride)
     return [index * last // gaps * multiple for index in range(gaps + 1)]
 
@@ -88,7 +87,6 @@ def restore_in_tiles(
     tile: int,
     multiple: int,
     batch: int,
-    overlap: float = 0.25,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
     """Restores a picture of any size tile by tile.
@@ -104,18 +102,17 @@ def restore_in_tiles(
       tile: side of the tiles, a multiple of `multiple`.
       multiple: what all corners are multiples of: the model's patch.
       batch: tiles per call.
-      overlap: part of a tile that it shares with the next one, at least.
       progress: called with how many of how many batches are done.
 
     Returns:
       Array of the shape and dtype of `pixels`, rounded and clipped.
 
     Raises:
-      ValueError: for an impossible tile, overlap or batch.
+      ValueError: for an impossible tile or batch.
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: expected at least 1")
-    tops, lefts = (starts(side, tile, multiple, overlap) for side in pixels.shape[:2])
+    tops, lefts = (starts(side, tile, multiple) for side in pixels.shape[:2])
     corners = np.array([(top, left) for top in tops for left in lefts], np.int32)
     blend = _Blend(np.empty_like(pixels, order="C"), tops, lefts, tile)
     total = -(-len(corners) // batch)

@@ -93,11 +93,11 @@ def test_list_pictures(tmp_path):
 
 def test_side_by_side_keeps_the_pictures():
     left, right = _random_picture(width=5), _random_picture(width=9, seed=1)
-    row = side_by_side([left, right], gap=3)
-    assert row.shape == (7, 17, 3)
+    row = side_by_side([left, right])
+    assert row.shape == (7, 18, 3)
     np.testing.assert_array_equal(row[:, :5], left)
-    np.testing.assert_array_equal(row[:, 8:], right)
-    assert (row[:, 5:8] == 255).all()
+    np.testing.assert_array_equal(row[:, 9:], right)
+    assert (row[:, 5:9] == 255).all()
     with pytest.raises(ValueError, match="heights"):
         side_by_side([left, right[:3]])
 

@@ -21,8 +21,7 @@ SIZES = [(1, 1), (1, 5), (16, 16), (17, 300), (64, 64), (65, 64), (130, 3), (427
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("overlap", [0, 0.25, 0.5])
-def test_identity_gives_the_picture_back(size, dtype, overlap):
+def test_identity_gives_the_picture_back(size, dtype):
     picture = noise(*size, dtype)
     calls, done = [], []
 
@@ -46,7 +45,6 @@ def test_identity_gives_the_picture_back(size, dtype, overlap):
         tile=64,
         multiple=16,
         batch=3,
-        overlap=overlap,
         progress=lambda *numbers: done.append(numbers),
     )
     assert out.dtype == dtype
@@ -89,13 +87,12 @@ def test_values_are_rounded_and_clipped():
         assert (out == expected).all()
 
 
-@pytest.mark.parametrize("overlap", [0.25, 0.5])
 @pytest.mark.parametrize("side", [65, 100, 128, 640, 641, 1000])
-def test_starts_and_weights(side, overlap):
-    begins = tiling.starts(side, 64, 16, overlap)
+def test_starts_and_weights(side):
+    begins = tiling.starts(side, 64, 16)
     assert begins[0] == 0 and not any(begin % 16 for begin in begins)
     assert begins[-1] + 64 == -(-side // 16) * 16
-    assert all(0 < b - a <= 64 * (1 - overlap) for a, b in itertools.pairwise(begins))
+    assert all(0 < b - a <= 48 for a, b in itertools.pairwise(begins))
     weights = tiling.blend_weights(begins, 64)
     total = np.zeros(begins[-1] + 64)
     for begin, weight in zip(begins, weights, strict=True):
@@ -133,7 +130,6 @@ def test_impossible_tiles():
     for changes, reason in (
         ({"tile": 40}, "tile=40: .* multiple of 16"),
         ({"tile": 0}, "tile=0"),
-        ({"overlap": 1}, "overlap=1"),
         ({"batch": 0}, "batch=0"),
     ):
         options = {"tile": 64, "multiple": 16, "batch": 1} | changes
