@@ -58,8 +58,8 @@ def stage_batches(
 
     Step s has the sample numbers ``first_sample + (s - stage.first_step) * batch_size`` and on;
     each process reads the rows that its devices hold. A batch is a function of (seed, step, rows),
-    whatever the workers and threads: a run continues, with other processes and workers too, from
-    only the step. ``iter()`` of the result prefetches, and has ``close``.
+    whatever the workers and threads: a run continues from the number of its step, with other
+    processes and workers too. ``iter()`` of the result prefetches, and has ``close``.
 
     Args:
         index: where the samples are.
