@@ -12,7 +12,7 @@ from cotir_jax import files
 from cotir_jax.bench.words.table import plain_name
 from cotir_jax.scoring import full_reference
 from cotir_jax.scoring.intervals import CONFIDENCE, mean_interval
-from cotir_jax.scoring.scores import INPUT, METRICS, Scores, score
+from cotir_jax.scoring.scores import INPUT, METRICS, Scores
 
 SUMMARY_NAME = "metrics_summary.txt"
 
@@ -20,26 +20,6 @@ SUMMARY_NAME = "metrics_summary.txt"
 ROW_COLUMNS = (
     "clipiqa_plus", "qalign", "liqe", "maclip", "clip_iqa", "psnr", "ssim", "lpips",
 )  # fmt: skip
-
-
-def evaluate(hq: Path, results: Path, **options: Any) -> dict[str, Any]:
-    """Scores one folder of results and writes `metrics_summary.txt` into it.
-
-    Args:
-      hq: folder of clean pictures.
-      results: folder of restored pictures.
-      options: of `scores.score`.
-
-    Returns:
-      See `summarise`.
-
-    Raises:
-      ValueError: as `scores.score`.
-    """
-    method = method_names([Path(results)], options.get("lq") is not None)[0]
-    scores = score(hq, {method: Path(results)}, **options)
-    write_summary(scores, method, Path(results) / SUMMARY_NAME)
-    return summarise(scores, method)
 
 
 def method_names(folders: Sequence[Path], with_input: bool) -> list[str]:

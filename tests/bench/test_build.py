@@ -229,7 +229,7 @@ def test_unseen_composites_alone_make_a_test_split(photos, tmp_path):
     assert counts == {"train": {}, "test": dict.fromkeys(UNSEEN, 1)}
     report = check_bench(tmp_path / "b", workers=1)
     assert report.test == counts["test"] and not report.problems
-    with pytest.raises(ValueError, match="test alone"):
+    with pytest.raises(ValueError, match="only for the test"):
         build_bench(tmp_path / "c", photos, **{**options, "test_per_degradation": 0})
 
 

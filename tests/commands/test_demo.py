@@ -164,7 +164,7 @@ def test_browser_restores_and_explains(page, dark, tmp_path):
     thoughts = page.locator("#thoughts")
     thoughts.locator("table").wait_for()
     text = thoughts.inner_text()
-    assert "low-light" in text and "Scene." in text and "Plan." in text
+    assert "low light" in text and "Scene." in text and "Plan." in text
     if "COTIR_SCREENSHOT" in os.environ:
         page.wait_for_timeout(1000)
         page.screenshot(path=os.environ["COTIR_SCREENSHOT"], type="jpeg", quality=80)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 from skimage import data
+from support.scoring import evaluate
 
 from cotir_jax.images.pictures import save_picture
 from cotir_jax.scoring import lpips
-from cotir_jax.scoring.summary import evaluate
 
 torch = pytest.importorskip("torch", reason="the other implementation needs PyTorch")
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from skimage import data
+from support.scoring import evaluate
 
 from cotir_jax.scoring import learned, scores, summary
 
@@ -43,7 +44,7 @@ def pyiqa(monkeypatch):
 
 def test_learned_metrics_through_pyiqa(folders, pyiqa):
     names = list(learned.PYIQA_NAMES)
-    result = summary.evaluate(
+    result = evaluate(
         folders / "hq", folders / "results", lq=folders / "lq", metrics=["psnr", *names]
     )
     assert pyiqa == ["niqe", "clipiqa+", "qalign", "liqe", "maclip", "clipiqa"]
@@ -66,7 +67,7 @@ def test_learned_metrics_through_pyiqa(folders, pyiqa):
 
 def test_without_pyiqa_and_lpips_weights(folders, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyiqa", None)  # as if it were not installed
-    result = summary.evaluate(folders / "hq", folders / "results", metrics=list(scores.METRICS))
+    result = evaluate(folders / "hq", folders / "results", metrics=list(scores.METRICS))
     assert set(result["missing"]) == {"lpips", *learned.PYIQA_NAMES}
     assert "pip install pyiqa" in result["missing"]["liqe"]
     assert "--lpips-weights" in result["missing"]["lpips"]
@@ -81,7 +82,7 @@ def test_default_metrics_are_the_fast_ones(folders, monkeypatch):
     """The quick job must not pay for the slow ones."""
     monkeypatch.setattr(scores.no_reference, "piqe", None)
     monkeypatch.setattr(scores.full_reference, "ciede2000", None)
-    result = summary.evaluate(folders / "hq", folders / "results")
+    result = evaluate(folders / "hq", folders / "results")
     assert {"psnr", "ssim", "ms_ssim"} <= result.keys() and "piqe" not in result
 
 
@@ -106,4 +107,4 @@ def test_all_sizes_are_checked_before_no_reference_metrics(folders):
     path = folders / "results" / "2.png"
     Image.open(path).crop((0, 0, 100, 99)).save(path)
     with pytest.raises(ValueError, match=r"results/2.png .*100x99.*100x100"):
-        summary.evaluate(folders / "hq", folders / "results", metrics=["piqe"])
+        evaluate(folders / "hq", folders / "results", metrics=["piqe"])

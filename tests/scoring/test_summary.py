@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
+from support.scoring import evaluate
 
 from cotir_jax.scoring import full_reference
-from cotir_jax.scoring.summary import evaluate, format_table
+from cotir_jax.scoring.summary import format_table
 
 DEGRADATIONS = {"a.png": "noise", "b.png": "haze", "c.png": "noise"}
 NOISE = {"results": (3, 9, 20), "lq": (15, 25, 40)}

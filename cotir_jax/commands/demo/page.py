@@ -15,6 +15,7 @@ from PIL import Image
 from cotir_jax import files
 from cotir_jax.bench.composites import SINGLES, apply_chain, folder_name, sample_chain
 from cotir_jax.bench.words.phrases import prompt_files
+from cotir_jax.bench.words.table import plain_name
 from cotir_jax.images.photo import read_photo
 from cotir_jax.restoring.restorer import DEFAULT_PROMPT, Restored, Restorer
 
@@ -176,7 +177,9 @@ def describe(thoughts: Any) -> str:
     lines = ["**What was wrong**", "", "| degradation | severity | score |", "|---|---|---|"]
     for item in thoughts.degradations[:6]:
         mark = "**" if item.named else ""
-        lines.append(f"| {mark}{item.name}{mark} | {item.severity} | {item.score:.2f} |")
+        lines.append(
+            f"| {mark}{plain_name(item.name)}{mark} | {item.severity} | {item.score:.2f} |"
+        )
     if not thoughts.calibrated:
         lines += ["", "*Scores of this model are not calibrated.*"]
     for title in ("scene", "degradation", "plan"):
