@@ -67,6 +67,7 @@ class TrainingCheckpoints:
             self.manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
+        """Returns the step of the newest checkpoint, or None."""
         return self.manager.latest_step()
 
     def best_step(self) -> int | None:
@@ -105,6 +106,7 @@ class TrainingCheckpoints:
             return self.manager.restore(step, args=args).samples
 
     def close(self) -> None:
+        """Waits for saves in the background and stops them."""
         self.manager.close()
 
 

@@ -168,6 +168,7 @@ def contact_sheet(
       rows: pictures, uint8 `[height, width, 3]` each, of any sizes; rows may be uneven.
       row_labels: one text left of each row, or none.
       column_labels: one text above each column, or none.
+      font_size: of the labels, in pixels.
 
     Returns:
       uint8 `[height, width, 3]`.
