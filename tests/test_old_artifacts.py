@@ -47,8 +47,14 @@ def test_a_benchmark_gives_the_same_samples_in_the_same_order(unpack, name):
 def test_a_workdir_continues_to_the_same_losses(unpack):
     bench, workdir = unpack("bench"), unpack("run")
     config = f"--config={ROOT / 'configs' / 'nano.py'}"
+    # What nano.py said then: a run continues with its own config.
+    then = {
+        "bench.samples_per_degradation": 40, "bench.test_per_degradation": 3, "bench.size": 176,
+        "data.validation": 1, "train.ema_decay": 0.99,
+    }  # fmt: skip
+    flags = [*make.TRAINING_FLAGS, *(f"--config.{name}={value}" for name, value in then.items())]
     process = subprocess.run(
-        [sys.executable, "-m", "cotir_jax.main", config, "--workdir=run", *make.TRAINING_FLAGS],
+        [sys.executable, "-m", "cotir_jax.main", config, "--workdir=run", *flags],
         env={**os.environ, "XLA_FLAGS": xla_flags(devices=1), "PYTHONPATH": str(ROOT)},
         cwd=bench.parent,
         capture_output=True,
@@ -65,7 +71,15 @@ def test_a_workdir_continues_to_the_same_losses(unpack):
             assert losses[step][name] == pytest.approx(value, rel=1e-4, abs=1e-6), (step, name)
 
 
-@pytest.mark.parametrize("name", ["nano", "packaged", "klein-4b", "kontext-12b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "nano",
+        "packaged",
+        pytest.param("klein-4b", marks=pytest.mark.slow),
+        pytest.param("kontext-12b", marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_folder_restores_the_same_picture(unpack, one_device, name):
     folder = "nano" if name == "packaged" else unpack(name)
     restored = Restorer.load(folder, one_device)(make.picture(), make.PROMPT, seed=3).image

@@ -73,6 +73,7 @@ def test_what_klein_4b_takes():
     assert abs((before - after) / saved - 1) < 0.01
 
 
+@pytest.mark.slow
 def test_int8_twice_and_the_command(restorers, tmp_path):
     from PIL import Image
 

@@ -49,7 +49,7 @@ def test_target_rows_only_and_thoughts_off_change_nothing():
     assert part.scene is None and whole.plan.shape == (2, 5, 24)
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_remat_changes_memory_not_gradients(remat):
     def gradient(config):
         model = _noised(Flux2(config, rngs=nnx.Rngs(0)))

@@ -161,6 +161,7 @@ def test_starts_as_the_identity_and_every_weight_of_it_learns():
     assert all(np.abs(leaf[...]).max() > 0 for _, leaf in flat)
 
 
+@pytest.mark.slow
 def test_a_step_from_the_start_moves_head_and_tokens():
     """Zero starts in the head and in the final layer must not hold each other at zero."""
     model = make_transformer(CONFIG, rngs=nnx.Rngs(0))

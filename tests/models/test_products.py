@@ -83,6 +83,7 @@ def test_asked_for_by_the_setting_of_jax():
         np.testing.assert_allclose(np.float32(one), np.float32(other), atol=0.05)
 
 
+@pytest.mark.slow
 def test_restores_the_same_picture(one_device):
     picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     plain = Restorer.load("nano", one_device)(picture).image.astype(float)

@@ -91,6 +91,7 @@ def test_related_sentences_are_nearer(encoder):
     assert min(cosine[0, 1], cosine[2, 3]) > cosine[:2, 2:].max() + 0.3
 
 
+@pytest.mark.slow
 def test_embedding_does_not_depend_on_company(encoder):
     texts = TEXTS + [f"photo number {i} with {'very ' * (i % 30)}strong blur" for i in range(60)]
     ids, mask = encoder.tokenize(texts)

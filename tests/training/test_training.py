@@ -44,6 +44,7 @@ def _fields(bench: Path) -> dict[str, object]:
     return {
         "init": "scratch",
         "data.dir": str(bench),
+        "data.validation": 1,
         "model.overrides": "hidden_size=64, num_heads=2, text_tokens=16, tile=64, patch=8, "
         "in_channels=192, detail_channels=0",
         "train.steps": STEPS,
@@ -150,7 +151,6 @@ def _assert_same_run(ours: Path, reference: Path) -> None:
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.slow
 def test_a_killed_run_continues_bit_for_bit(bench, uninterrupted, tmp_path):
     """SIGKILL at a random step, once in each of two processes."""
     workdir, codes = tmp_path / "run", []
@@ -190,7 +190,6 @@ def test_text_encoders_within_the_step_give_the_same_run(bench, uninterrupted, t
             assert value == pytest.approx(expected, rel=2e-3, abs=1e-5), (step, name)
 
 
-@pytest.mark.slow
 def test_sigterm_saves_and_exits_with_zero(bench, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     process = _start_until(bench, workdir, 4)
@@ -216,7 +215,6 @@ def test_sigterm_to_the_workers_too_saves_and_exits_with_zero(bench, tmp_path):
     assert (workdir / "checkpoints" / str(len(_losses(workdir)))).is_dir()
 
 
-@pytest.mark.slow
 def test_full_disk_keeps_the_last_checkpoint(bench, uninterrupted, tmp_path):
     """Files may not grow beyond 100 kB, as under a quota; then the limit is lifted."""
     workdir = tmp_path / "run"
