@@ -15,7 +15,7 @@ from cotir_jax.checkpoints import model_folder
 from cotir_jax.checkpoints.arrays import read_array, read_shapes
 from cotir_jax.checkpoints.new_folder import new_folder
 from cotir_jax.conversion.merge_lora import MERGED, bias_rows, lora_parts, merged_layer
-from cotir_jax.conversion.name_tables import Source, disassemble
+from cotir_jax.conversion.name_tables import Row, disassemble
 from cotir_jax.conversion.names import adapter, transformer
 from cotir_jax.conversion.torch_files import write_pt, write_safetensors
 from cotir_jax.models.presets import CoTIRConfig
@@ -102,7 +102,7 @@ class StoredWeights:
         return read_array(self.paths[name], name)
 
 
-def _layout(rows: Iterable[Source], weights: StoredWeights) -> Layout:
+def _layout(rows: Iterable[Row], weights: StoredWeights) -> Layout:
     """Names, shapes and dtypes of the tensors that `rows` become."""
     layout = {}
     for row in rows:
@@ -114,12 +114,12 @@ def _layout(rows: Iterable[Source], weights: StoredWeights) -> Layout:
 
 
 def _tensors(
-    rows: Iterable[Source], read: Callable[[str], np.ndarray]
+    rows: Iterable[Row], read: Callable[[str], np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray]]:
     for row in rows:
         array = read(row.path)
         for index in range(len(row.names)):
-            layer = Source(row.path, row.names[index : index + 1], False, row.layout)
+            layer = Row(row.path, row.names[index : index + 1], False, row.layout)
             yield from disassemble(layer, array[index] if row.stacked else array).items()
 
 

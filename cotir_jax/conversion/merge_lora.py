@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cotir_jax.conversion.name_tables import Source
+from cotir_jax.conversion.name_tables import Row
 from cotir_jax.conversion.names import adapter
 from cotir_jax.models.presets import CoTIRConfig
 
@@ -23,7 +23,7 @@ def merged_config(config: CoTIRConfig) -> CoTIRConfig:
     return dataclasses.replace(config, lora_rank=0, lora_bias=config.family == "flux2")
 
 
-def bias_rows(config: CoTIRConfig) -> list[Source]:
+def bias_rows(config: CoTIRConfig) -> list[Row]:
     """Names of LoRA's biases in a merged transformer file: those of the linears' own biases.
 
     Empty where the linears have biases, which LoRA's are added to.

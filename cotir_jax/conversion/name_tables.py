@@ -12,7 +12,7 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class Row:
     """A row of a name table: the published tensors of one of our arrays.
 
     Attributes:
@@ -45,22 +45,22 @@ class Table(NamedTuple):
       unneeded: patterns (of the full name) of tensors that are there and not used, with the reason.
     """
 
-    rows: Sequence[Source]
+    rows: Sequence[Row]
     unneeded: Mapping[str, str] = {}
 
 
-def one(path: str, *names: str, layout: str = "linear") -> Source:
+def one(path: str, *names: str, layout: str = "linear") -> Row:
     """A parameter that exists once."""
-    return Source(path, (names,), False, layout)
+    return Row(path, (names,), False, layout)
 
 
-def per_layer(path: str, count: int, *names: str, layout: str = "linear") -> Source:
+def per_layer(path: str, count: int, *names: str, layout: str = "linear") -> Row:
     """A parameter with a leading layers axis; `{}` in the names is the layer's number."""
     layers = tuple(tuple(name.replace("{}", str(i)) for name in names) for i in range(count))
-    return Source(path, layers, True, layout)
+    return Row(path, layers, True, layout)
 
 
-def our_shape(row: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def our_shape(row: Row, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Shape of our array, from the shapes on disk.
 
     Raises:
@@ -74,7 +74,7 @@ def our_shape(row: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, 
     return (len(row.names), *shape) if row.stacked else shape
 
 
-def _layer_shape(row: Source, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+def _layer_shape(row: Row, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     first = parts[0]
     if any(part[1:] != first[1:] for part in parts):
         raise ValueError(f"{row.names[0]} cannot be joined: shapes {list(parts)}")
@@ -92,7 +92,7 @@ def _layer_shape(row: Source, parts: Sequence[tuple[int, ...]]) -> tuple[int, ..
 
 
 def assemble(
-    row: Source, read: Callable[[str], np.ndarray], shape: tuple[int, ...], dtype: np.dtype
+    row: Row, read: Callable[[str], np.ndarray], shape: tuple[int, ...], dtype: np.dtype
 ) -> np.ndarray:
     """Builds our array from the tensors on disk, one at a time.
 
@@ -113,7 +113,7 @@ def assemble(
 
 
 def assemble_layer(
-    row: Source,
+    row: Row,
     index: int,
     read: Callable[[str], np.ndarray],
     shape: tuple[int, ...],
@@ -153,7 +153,7 @@ def assemble_layer(
 
 
 def disassemble(
-    row: Source, array: np.ndarray, sizes: Sequence[int] | None = None
+    row: Row, array: np.ndarray, sizes: Sequence[int] | None = None
 ) -> dict[str, np.ndarray]:
     """The tensors on disk that our array comes from; the inverse of `assemble`.
 

@@ -12,7 +12,7 @@ from flax import nnx
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.conversion import published_configs
 from cotir_jax.conversion.merge_lora import bias_rows
-from cotir_jax.conversion.name_tables import Source, Table, account
+from cotir_jax.conversion.name_tables import Row, Table, account
 from cotir_jax.conversion.names import adapter
 from cotir_jax.conversion.names import autoencoder as autoencoder_names
 from cotir_jax.conversion.names import text as text_names
@@ -63,10 +63,10 @@ class Part:
     config: Any
     files: Sequence[File]
     variables: Mapping[str, nnx.Variable]
-    fresh: Sequence[Source] = ()
+    fresh: Sequence[Row] = ()
 
     @property
-    def rows(self) -> list[tuple[Source, File]]:
+    def rows(self) -> list[tuple[Row, File]]:
         """Rows of the name tables, each with its file."""
         return [(row, file) for file in self.files for row in file.table.rows]
 
@@ -217,7 +217,7 @@ def _hint(file: File) -> str:
     return ""
 
 
-def array_dtype(part: Part, row: Source, file: File) -> np.dtype:
+def array_dtype(part: Part, row: Row, file: File) -> np.dtype:
     """Dtype of an array in the model folder: LoRA's and the adapter's as on disk."""
     if file.kind in ("lora", "cot_adapter"):
         return DTYPES[file.tensors.entries[row.names[0][0]].dtype]

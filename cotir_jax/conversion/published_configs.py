@@ -18,85 +18,55 @@ from cotir_jax.models.text_encoders.t5 import T5Config
 
 # Settings that must have one of these values; None: the file need not have it.
 _SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "Qwen3": {
-        "model_type": ("qwen3",),
-        "hidden_act": ("silu", None),
-        "attention_bias": (False, None),
-        "use_sliding_window": (False, None),
-        "quantization_config": (None,),
-    },
+    "Qwen3": dict(
+        model_type=("qwen3",), hidden_act=("silu", None), attention_bias=(False, None),
+        use_sliding_window=(False, None), quantization_config=(None,),
+    ),
     # mT5, UMT5 and the first T5, with its ReLU, are other models.
-    "T5": {
-        "model_type": ("t5",),
-        "feed_forward_proj": ("gated-gelu",),
-        "dense_act_fn": ("gelu_new", None),
-        "is_gated_act": (True, None),
-        "is_decoder": (False, None),
-        "quantization_config": (None,),
-    },
-    "CLIP": {
-        "model_type": ("clip_text_model", "clip"),
-        "hidden_act": (*ACTIVATIONS, None),
-        "quantization_config": (None,),
-    },
-}
+    "T5": dict(
+        model_type=("t5",), feed_forward_proj=("gated-gelu",), dense_act_fn=("gelu_new", None),
+        is_gated_act=(True, None), is_decoder=(False, None), quantization_config=(None,),
+    ),
+    "CLIP": dict(
+        model_type=("clip_text_model", "clip"), hidden_act=(*ACTIVATIONS, None),
+        quantization_config=(None,),
+    ),
+}  # fmt: skip
 # Our field -> the file's.
-_SIZES = {
-    "Qwen3": {
-        "vocab_size": "vocab_size",
-        "hidden_size": "hidden_size",
-        "mlp_size": "intermediate_size",
-        "num_heads": "num_attention_heads",
-        "num_kv_heads": "num_key_value_heads",
-        "head_dim": "head_dim",
-        "norm_eps": "rms_norm_eps",
-        "theta": "rope_theta",
-        "layers": "num_hidden_layers",
-    },
-    "T5": {
-        "vocab_size": "vocab_size",
-        "width": "d_model",
-        "mlp_size": "d_ff",
-        "num_heads": "num_heads",
-        "head_dim": "d_kv",
-        "num_layers": "num_layers",
-        "num_buckets": "relative_attention_num_buckets",
-        "max_distance": "relative_attention_max_distance",
-        "norm_eps": "layer_norm_epsilon",
-    },
-    "CLIP": {
-        "vocab_size": "vocab_size",
-        "max_tokens": "max_position_embeddings",
-        "hidden_size": "hidden_size",
-        "mlp_size": "intermediate_size",
-        "num_heads": "num_attention_heads",
-        "num_layers": "num_hidden_layers",
-        "norm_eps": "layer_norm_eps",
-    },
-}
-# Of diffusers' autoencoders: our kind, and settings besides those that both must have.
-_VAE_SETTINGS = {
-    "in_channels": (3, None),
-    "out_channels": (3, None),
-    "act_fn": ("silu", None),
-    "norm_num_groups": (GROUPS, None),
-    "mid_block_add_attention": (True, None),
-}
+_SIZES: dict[str, dict[str, str]] = {
+    "Qwen3": dict(
+        vocab_size="vocab_size", hidden_size="hidden_size", mlp_size="intermediate_size",
+        num_heads="num_attention_heads", num_kv_heads="num_key_value_heads", head_dim="head_dim",
+        norm_eps="rms_norm_eps", theta="rope_theta", layers="num_hidden_layers",
+    ),
+    "T5": dict(
+        vocab_size="vocab_size", width="d_model", mlp_size="d_ff", num_heads="num_heads",
+        head_dim="d_kv", num_layers="num_layers", num_buckets="relative_attention_num_buckets",
+        max_distance="relative_attention_max_distance", norm_eps="layer_norm_epsilon",
+    ),
+    "CLIP": dict(
+        vocab_size="vocab_size", max_tokens="max_position_embeddings", hidden_size="hidden_size",
+        mlp_size="intermediate_size", num_heads="num_attention_heads",
+        num_layers="num_hidden_layers", norm_eps="layer_norm_eps",
+    ),
+}  # fmt: skip
+# What both of diffusers' autoencoders must say; then by class, our kind and what else it must say.
+_VAE_SETTINGS: dict[str, tuple[Any, ...]] = dict(
+    in_channels=(3, None), out_channels=(3, None), act_fn=("silu", None),
+    norm_num_groups=(GROUPS, None), mid_block_add_attention=(True, None),
+)  # fmt: skip
 _VAES: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
     "AutoencoderKL": (
-        "flux1",
-        {"use_quant_conv": (False, None), "use_post_quant_conv": (False, None)},
+        "flux1", dict(use_quant_conv=(False, None), use_post_quant_conv=(False, None)),
     ),
     "AutoencoderKLFlux2": (
         "flux2",
-        {
-            "use_quant_conv": (True, None),
-            "use_post_quant_conv": (True, None),
-            "patch_size": ([2, 2], (2, 2), None),
-            "decoder_block_out_channels": (None,),
-        },
+        dict(
+            use_quant_conv=(True, None), use_post_quant_conv=(True, None),
+            patch_size=([2, 2], (2, 2), None), decoder_block_out_channels=(None,),
+        ),
     ),
-}
+}  # fmt: skip
 
 
 def _check(model: str, settings: Mapping[str, tuple[Any, ...]], fields: Mapping[str, Any]) -> None:

@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax.models.attention import attention
+from cotir_jax.models.blocks import Angles, KeyValue
 from cotir_jax.models.layers import (
     FinalLayer,
     Modulation,
@@ -51,9 +52,21 @@ class AdapterBlock(nnx.Module):
         text: jax.Array,
         normed_image: jax.Array,
         conditioning_vector: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        *cached: tuple[jax.Array, jax.Array],
+        angles: Angles,
+        *cached: KeyValue,
     ) -> jax.Array:
+        """Runs the block.
+
+        Args:
+          text: `[batch, text_tokens, hidden]`.
+          normed_image: image rows after their LayerNorm, `[batch, image_tokens, hidden]`.
+          conditioning_vector: `[batch, hidden]`.
+          angles: of text rows, then image rows.
+          *cached: further keys and values that the text rows attend to.
+
+        Returns:
+          The new text rows.
+        """
         hidden, count = self.hidden_size, text.shape[1]
         shift, scale, gate = self.modulation(conditioning_vector)
         text_in = layer_norm(text) * (1 + scale) + shift
@@ -62,16 +75,10 @@ class AdapterBlock(nnx.Module):
         text_out = self.linear1(text_in)
         query, text_kv, mlp = jnp.split(text_out, [hidden, 3 * hidden], axis=-1)
         image_kv = self.linear1(image_in, columns=slice(hidden, 3 * hidden))
-        key, value = rearrange(
-            jnp.concatenate([text_kv, image_kv], axis=1),
-            "b n (kv h d) -> kv b n h d",
-            kv=2,
-            h=self.num_heads,
-        )
+        key, value = self._key_value(jnp.concatenate([text_kv, image_kv], axis=1), angles)
         query = rearrange(query, "b n (h d) -> b n h d", h=self.num_heads)
         cos, sin = angles
         query = apply_rotary(self.norm.query(query), (cos[:, :count], sin[:, :count]))
-        key = apply_rotary(self.norm.key(key), angles)
         if cached:
             key, value = (
                 jnp.concatenate(pair, axis=1) for pair in zip((key, value), cached[0], strict=True)
@@ -80,23 +87,19 @@ class AdapterBlock(nnx.Module):
         update = self.linear2(jnp.concatenate([attended, jax.nn.gelu(mlp)], axis=-1))
         return text + gate * update
 
+    def _key_value(self, projected: jax.Array, angles: Angles) -> KeyValue:
+        key, value = rearrange(projected, "b n (kv h d) -> kv b n h d", kv=2, h=self.num_heads)
+        return apply_rotary(self.norm.key(key), angles), value
+
     def reference(
-        self,
-        normed_image: jax.Array,
-        conditioning_vector: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        self, normed_image: jax.Array, conditioning_vector: jax.Array, angles: Angles
+    ) -> tuple[jax.Array, KeyValue]:
         """Keys and values of image rows; the rows are returned as they came."""
         hidden = self.hidden_size
         shift, scale, _ = self.modulation(conditioning_vector)
         image_in = normed_image * (1 + scale) + shift
-        key, value = rearrange(
-            self.linear1(image_in, columns=slice(hidden, 3 * hidden)),
-            "b n (kv h d) -> kv b n h d",
-            kv=2,
-            h=self.num_heads,
-        )
-        return normed_image, (apply_rotary(self.norm.key(key), angles), value)
+        projected = self.linear1(image_in, columns=slice(hidden, 3 * hidden))
+        return normed_image, self._key_value(projected, angles)
 
 
 class CoTAdapter(nnx.Module):
@@ -126,9 +129,9 @@ class CoTAdapter(nnx.Module):
         text: jax.Array,
         image: jax.Array,
         conditioning_vector: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
+        angles: Angles,
         with_thoughts: bool = True,
-        cached: tuple[jax.Array, jax.Array] | None = None,
+        cached: KeyValue | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array] | None]:
         """Computes the residual for the text stream, and the three predicted thoughts.
 
@@ -173,10 +176,7 @@ class CoTAdapter(nnx.Module):
         return residual, thoughts
 
     def reference(
-        self,
-        image: jax.Array,
-        conditioning_vector: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array]:
+        self, image: jax.Array, conditioning_vector: jax.Array, angles: Angles
+    ) -> KeyValue:
         """Keys and values of image rows, `[layers, batch, image_tokens, heads, head_dim]`."""
         return collect_blocks(self.blocks, layer_norm(image), conditioning_vector, angles)[1]

@@ -1,8 +1,9 @@
 """The blocks of both transformer families.
 
 FLUX.1's linears have biases, its MLPs use GELU (tanh), and every block has its own modulation.
-FLUX.2's linears have no biases, its MLPs use SwiGLU, and a block is given its modulation, which all
-blocks of a kind share (docs/design.md, section 3).
+FLUX.2's linears have no biases, its MLPs use SwiGLU, and all blocks of a kind share one modulation
+(docs/design.md, section 3). So FLUX.1's blocks are called with the conditioning vector
+`[batch, hidden]`, FLUX.2's with the shifts, scales and gates that the shared modulation returns.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from cotir_jax.models.presets import CoTIRConfig
 
 Angles = tuple[jax.Array, jax.Array]
 Modulations = tuple[jax.Array, ...]
+# Of FLUX.1's blocks the conditioning vector, of FLUX.2's the shared modulation.
+Conditioning = jax.Array | Modulations
 # Keys and values `[batch, tokens, heads, head_dim]`, of stacked blocks with a leading layers axis.
 KeyValue = tuple[jax.Array, jax.Array]
 
@@ -29,6 +32,11 @@ def base_linear(config: CoTIRConfig) -> dict[str, Any]:
     """The arguments of `Linear` that the family and the dtypes fix."""
     biases = config.family == "flux1"
     return dict(use_bias=biases, param_dtype=config.base_dtype, dtype=config.dtype)
+
+
+def _modulations(own: Modulation | None, conditioning: Any) -> Modulations:
+    """The block's own modulation of the conditioning vector, or the shared one as it is given."""
+    return conditioning if own is None else own(conditioning)
 
 
 def _activate(x: jax.Array, gated: bool) -> jax.Array:
@@ -91,7 +99,7 @@ class DoubleBlock(nnx.Module):
     def __call__(
         self,
         streams: tuple[jax.Array, jax.Array],
-        modulations: tuple[Modulations, Modulations],
+        conditioning: tuple[Conditioning, Conditioning],
         angles: tuple[Angles, Angles],
         *cached: KeyValue,
     ) -> tuple[jax.Array, jax.Array]:
@@ -99,19 +107,21 @@ class DoubleBlock(nnx.Module):
 
         Args:
           streams: text and image rows, each `[batch, tokens, hidden]`.
-          modulations: of text and of image.
+          conditioning: of text and of image.
           angles: of text and of image.
           *cached: further keys and values that all rows attend to.
         """
         text, image = streams
-        text_query, text_kv = self.text.project(text, modulations[0], angles[0])
-        image_query, image_kv = self.image.project(image, modulations[1], angles[1])
+        text_modulation = _modulations(self.text.modulation, conditioning[0])
+        image_modulation = _modulations(self.image.modulation, conditioning[1])
+        text_query, text_kv = self.text.project(text, text_modulation, angles[0])
+        image_query, image_kv = self.image.project(image, image_modulation, angles[1])
         query = jnp.concatenate([text_query, image_query], axis=1)
         attended = attention(query, *_joined(text_kv, image_kv, *cached))
         count = text.shape[1]
         return (
-            self.text.finish(text, attended[:, :count], modulations[0]),
-            self.image.finish(image, attended[:, count:], modulations[1]),
+            self.text.finish(text, attended[:, :count], text_modulation),
+            self.image.finish(image, attended[:, count:], image_modulation),
         )
 
     def reference(
@@ -137,17 +147,22 @@ class SingleBlock(nnx.Module):
         self.norm = QKNorm(config.head_dim, param_type=nnx.Param, param_dtype=config.base_dtype)
 
     def __call__(
-        self, x: jax.Array, modulation: Modulations, angles: Angles, *cached: KeyValue
+        self, x: jax.Array, conditioning: Conditioning, angles: Angles, *cached: KeyValue
     ) -> jax.Array:
         """The block's output for all rows of `[batch, tokens, hidden]`."""
-        return self.rows(x, modulation, angles, slice(None), *cached)
+        return self.rows(x, conditioning, angles, slice(None), *cached)
 
     def rows(
-        self, x: jax.Array, modulation: Modulations, angles: Angles, rows: slice, *cached: KeyValue
+        self,
+        x: jax.Array,
+        conditioning: Conditioning,
+        angles: Angles,
+        rows: slice,
+        *cached: KeyValue,
     ) -> jax.Array:
         """The block's output for some rows: keys and values are computed for all of them."""
         hidden = self.hidden_size
-        shift, scale, gate = modulation
+        shift, scale, gate = _modulations(self.modulation, conditioning)
         x_in = modulate(x, shift, scale)
         cos, sin = angles
         if rows == slice(None):

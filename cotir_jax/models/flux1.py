@@ -12,9 +12,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from cotir_jax.models import blocks
 from cotir_jax.models.adapter import CoTAdapter
-from cotir_jax.models.blocks import Angles, base_linear
+from cotir_jax.models.blocks import DoubleBlock, SingleBlock, base_linear
 from cotir_jax.models.layers import (
     FinalLayer,
     MLPEmbedder,
@@ -27,33 +26,6 @@ from cotir_jax.models.layers import (
 )
 from cotir_jax.models.lora import Linear, lora_fields
 from cotir_jax.models.presets import CoTIRConfig
-
-
-class DoubleBlock(blocks.DoubleBlock):
-    """A double block whose streams compute their modulation from the conditioning vector."""
-
-    def __call__(
-        self,
-        streams: tuple[jax.Array, jax.Array],
-        conditioning_vector: jax.Array,
-        angles: tuple[Angles, Angles],
-    ) -> tuple[jax.Array, jax.Array]:
-        """Runs the block; see the base class."""
-        modulations = (
-            self.text.modulation(conditioning_vector),
-            self.image.modulation(conditioning_vector),
-        )
-        return super().__call__(streams, modulations, angles)
-
-
-class SingleBlock(blocks.SingleBlock):
-    """A single block that computes its modulation from the conditioning vector."""
-
-    def rows(
-        self, x: jax.Array, conditioning_vector: jax.Array, angles: Angles, rows: slice
-    ) -> jax.Array:
-        """The block's output for some rows; see the base class."""
-        return super().rows(x, self.modulation(conditioning_vector), angles, rows)
 
 
 class Flux1(nnx.Module):
@@ -135,7 +107,7 @@ class Flux1(nnx.Module):
         text, image = scan_blocks(
             self.double_blocks,
             (self.txt_in(text_embeddings.astype(dtype)), self.img_in(image_tokens.astype(dtype))),
-            vector,
+            (vector, vector),
             (text_angles, image_angles),
             remat=config.remat,
         )

@@ -121,9 +121,10 @@ def _load(source: Path, tokens: int, kind: str) -> BakedTokenizer:
     marks = tokenizer.num_special_tokens_to_add(False)
     if tokens <= marks:
         raise ValueError(f"got {tokens} tokens per text; give {marks + 1} or more")
-    tokenizer.enable_truncation(tokens, direction=tokenizer.truncation["direction"])
-    padding = {name: tokenizer.padding[name] for name in ("direction", "pad_id", "pad_token")}
-    tokenizer.enable_padding(length=tokens, **padding)
+    truncation, padding = tokenizer.truncation or {}, tokenizer.padding or {}
+    tokenizer.enable_truncation(tokens, direction=truncation["direction"])
+    same = {name: padding[name] for name in ("direction", "pad_id", "pad_token")}
+    tokenizer.enable_padding(length=tokens, **same)
     return loaded
 
 

@@ -15,7 +15,7 @@ from support import released
 
 from cotir_jax.conversion import parts
 from cotir_jax.conversion.convert import Paths, plan, streamed_arrays
-from cotir_jax.conversion.name_tables import Source, assemble, disassemble, our_shape
+from cotir_jax.conversion.name_tables import Row, assemble, disassemble, our_shape
 from cotir_jax.conversion.names import transformer
 from cotir_jax.conversion.torch_files import Entry, Tensors, read_tensors
 from cotir_jax.models.presets import preset
@@ -262,15 +262,15 @@ def test_rows_place_tensors_as_described(dtype):
     disk["one"] = rng.normal(size=(6, 5, 1, 1)).astype(dtype)
     joined = tuple((f"q{i}", f"v{i}") for i in range(3))
     expected = {
-        Source("a", joined, True): np.stack(
+        Row("a", joined, True): np.stack(
             [np.concatenate([disk[f"q{i}"], disk[f"v{i}"]]).T for i in range(3)]
         ),
-        Source("b", (("q1",),), layout="same"): disk["q1"],
-        Source("c", (("q1",),), layout="swapped"): np.concatenate(
+        Row("b", (("q1",),), layout="same"): disk["q1"],
+        Row("c", (("q1",),), layout="swapped"): np.concatenate(
             [disk["q1"].T[:, 33:], disk["q1"].T[:, :33]], axis=1
         ),
-        Source("d", (("conv",),), layout="conv"): np.einsum("oihw->hwio", disk["conv"]),
-        Source("e", (("one",),)): disk["one"][:, :, 0, 0].T,
+        Row("d", (("conv",),), layout="conv"): np.einsum("oihw->hwio", disk["conv"]),
+        Row("e", (("one",),)): disk["one"][:, :, 0, 0].T,
     }
     for row, array in expected.items():
         shape = our_shape(row, {name: tensor.shape for name, tensor in disk.items()})

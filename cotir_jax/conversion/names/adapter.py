@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cotir_jax.conversion.name_tables import Source, Table, one, per_layer
+from cotir_jax.conversion.name_tables import Row, Table, one, per_layer
 from cotir_jax.conversion.names.transformer import single_rows
 from cotir_jax.models.presets import CoTIRConfig
 
@@ -24,7 +24,7 @@ _THOUGHTS = {"scene": "sharpness", "degradation": "degradation", "plan": "planni
 def lora(config: CoTIRConfig) -> Table:
     """Names of `lora.pt`: every linear of the single blocks and of the final layer."""
     linears = ["linear1", "linear2"] + ["modulation.lin"] * (config.family == "flux1")
-    rows: list[Source] = []
+    rows: list[Row] = []
     for ours, theirs in _LORA.items():
         for linear in linears:
             rows += single_rows(config, f"{linear}.{ours}", f"single_blocks.{{}}.{linear}.{theirs}")

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 
-from cotir_jax.conversion.name_tables import Source, Table, one
+from cotir_jax.conversion.name_tables import Row, Table, one
 from cotir_jax.models.autoencoder import AutoencoderConfig
 
 # Patterns in native names -> diffusers'.
@@ -69,7 +69,7 @@ def _table(config: AutoencoderConfig, up_from_highest: bool) -> Table:
 
 def _half(
     side: str, way: str, widths: list[int], count: int, levels: Sequence[int]
-) -> Iterator[Source]:
+) -> Iterator[Row]:
     """Rows of the encoder or the decoder.
 
     Args:
@@ -100,7 +100,7 @@ def _half(
     yield from _conv(f"{side}.conv_out", f"{side}.conv_out")
 
 
-def _residual(ours: str, theirs: str, shortcut: bool = False) -> Iterator[Source]:
+def _residual(ours: str, theirs: str, shortcut: bool = False) -> Iterator[Row]:
     for number in (1, 2):
         yield from _norm(f"{ours}.norm{number}", f"{theirs}.norm{number}")
         yield from _conv(f"{ours}.conv{number}", f"{theirs}.conv{number}")
@@ -108,17 +108,17 @@ def _residual(ours: str, theirs: str, shortcut: bool = False) -> Iterator[Source
         yield from _linear(f"{ours}.shortcut", f"{theirs}.nin_shortcut")
 
 
-def _conv(ours: str, theirs: str) -> Iterator[Source]:
+def _conv(ours: str, theirs: str) -> Iterator[Row]:
     yield one(f"{ours}.kernel", f"{theirs}.weight", layout="conv")
     yield one(f"{ours}.bias", f"{theirs}.bias")
 
 
-def _linear(ours: str, *theirs: str) -> Iterator[Source]:
+def _linear(ours: str, *theirs: str) -> Iterator[Row]:
     """Also 1x1 convolutions, which are linear layers over channels."""
     yield one(f"{ours}.kernel", *(f"{name}.weight" for name in theirs))
     yield one(f"{ours}.bias", *(f"{name}.bias" for name in theirs))
 
 
-def _norm(ours: str, theirs: str) -> Iterator[Source]:
+def _norm(ours: str, theirs: str) -> Iterator[Row]:
     yield one(f"{ours}.scale", f"{theirs}.weight")
     yield one(f"{ours}.bias", f"{theirs}.bias")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-from cotir_jax.conversion.name_tables import Source, Table, one, per_layer
+from cotir_jax.conversion.name_tables import Row, Table, one, per_layer
 from cotir_jax.models.text_encoders.clip import CLIPConfig
 from cotir_jax.models.text_encoders.qwen3 import Qwen3Config
 from cotir_jax.models.text_encoders.t5 import T5Config
@@ -130,5 +130,5 @@ def clip(config: CLIPConfig, present: Collection[str]) -> Table:
     return Table(rows, unneeded)
 
 
-def _layers(table: dict[str, str], count: int, prefix: str) -> list[Source]:
+def _layers(table: dict[str, str], count: int, prefix: str) -> list[Row]:
     return [per_layer(f"blocks.{ours}", count, prefix + theirs) for ours, theirs in table.items()]

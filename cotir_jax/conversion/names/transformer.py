@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from cotir_jax.conversion.name_tables import Source, Table, one, per_layer
+from cotir_jax.conversion.name_tables import Row, Table, one, per_layer
 from cotir_jax.models.presets import CoTIRConfig
 
 # Every table: ours -> native, diffusers. Names of tensors that are joined have spaces between them.
@@ -106,7 +106,7 @@ def diffusers(config: CoTIRConfig) -> Table:
     return Table(rows + _singles(config, "single_transformer_blocks.{}.", 1))
 
 
-def single_rows(config: CoTIRConfig, ours: str, *names: str) -> list[Source]:
+def single_rows(config: CoTIRConfig, ours: str, *names: str) -> list[Row]:
     """Two rows for a parameter of the single blocks, the last of which is not in the stack.
 
     Args:
@@ -121,7 +121,7 @@ def single_rows(config: CoTIRConfig, ours: str, *names: str) -> list[Source]:
     ]
 
 
-def _once(config: CoTIRConfig, column: int) -> list[Source]:
+def _once(config: CoTIRConfig, column: int) -> list[Row]:
     """Linears that the model has once."""
     flux1 = config.family == "flux1"
     group = "time_text_embed" if flux1 else "time_guidance_embed"
@@ -137,8 +137,8 @@ def _once(config: CoTIRConfig, column: int) -> list[Source]:
     return list(_linears(config, one, table, column))
 
 
-def _doubles(config: CoTIRConfig, stream: str, prefix: str, column: int) -> list[Source]:
-    def make(ours: str, *names: str) -> Source:
+def _doubles(config: CoTIRConfig, stream: str, prefix: str, column: int) -> list[Row]:
+    def make(ours: str, *names: str) -> Row:
         path = f"double_blocks.{stream}.{ours}"
         return per_layer(path, config.num_double_blocks, *(prefix + name for name in names))
 
@@ -147,8 +147,8 @@ def _doubles(config: CoTIRConfig, stream: str, prefix: str, column: int) -> list
     return [*_linears(config, make, linears, column), *norms]
 
 
-def _singles(config: CoTIRConfig, prefix: str, column: int) -> list[Source]:
-    def make(ours: str, *names: str) -> list[Source]:
+def _singles(config: CoTIRConfig, prefix: str, column: int) -> list[Row]:
+    def make(ours: str, *names: str) -> list[Row]:
         return single_rows(config, ours, *(prefix + name for name in names))
 
     pairs = [*_linears(config, make, _SINGLE_OF_FAMILY[config.family], column)]

@@ -16,6 +16,8 @@ from flax import nnx
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from cotir_jax.models.layers import scan_blocks, stack_blocks
+
 PACKAGED_FOLDER = Path(__file__).parents[2] / "weights" / "minilm"
 _MEND = "reinstall cotir_jax or rebuild the folder with cotir_jax.conversion.minilm"
 
@@ -77,12 +79,9 @@ class MiniLM(nnx.Module):
         self.token_type_embeddings = table(2)
         self.embedding_norm = _layer_norm(config, rngs)
 
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def stack(rngs: nnx.Rngs) -> MiniLMLayer:
-            return MiniLMLayer(config, rngs=rngs)
-
-        self.layers = stack(rngs)
+        self.layers = stack_blocks(
+            lambda rngs: MiniLMLayer(config, rngs=rngs), config.num_layers, rngs
+        )
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Last hidden states, padding positions included.
@@ -105,13 +104,7 @@ class MiniLM(nnx.Module):
             embedded = self.word_embeddings[...][ids]
             embedded += self.position_embeddings[:length][None]
             embedded += self.token_type_embeddings[0][None, None]
-            tokens = self.embedding_norm(embedded)
-            graph, stacked = nnx.split(self.layers)
-
-            def layer_step(tokens: jax.Array, weights: nnx.State) -> tuple[jax.Array, None]:
-                return nnx.merge(graph, weights)(tokens, mask), None
-
-            return jax.lax.scan(layer_step, tokens, stacked)[0]
+            return scan_blocks(self.layers, self.embedding_norm(embedded), mask, remat="none")
 
 
 # Ours -> published: modules (with {i}: one per layer, stacked; several: joined along the outputs),
