@@ -65,6 +65,7 @@ def _quickstart(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.out} exists; give another --out, or --overwrite")
     say = _Clock()
     results = _restore_all(say)
+    from cotir_jax.bench.words.table import plain_name
     from cotir_jax.scoring.full_reference import psnr, ssim
 
     print(f"\n{'photo':<9}{'degradation':<26}{'PSNR in dB':>16}{'SSIM':>18}")
@@ -74,10 +75,10 @@ def _quickstart(args: argparse.Namespace) -> None:
             f"{measure(one.restored, one.clean):.{digits}f}"
             for measure, digits in ((psnr, 2), (ssim, 3))
         ]
-        print(f"{one.photo:<9}{one.degradation:<26}{quality[0]:>16}{quality[1]:>18}")
+        print(f"{one.photo:<9}{plain_name(one.degradation):<26}{quality[0]:>16}{quality[1]:>18}")
     sheet = contact_sheet(
         [[one.degraded, one.restored, one.clean] for one in results],
-        [f"{one.photo}: {one.degradation}" for one in results],
+        [plain_name(one.degradation) for one in results],
         ["degraded", "restored", "clean"],
     )
     save_picture(sheet, args.out)

@@ -97,6 +97,8 @@ def _evaluate(run: Run, workdir: Path, test: Path) -> dict[str, Any]:
     listing, prompts = test / "test.jsonl", run.evaluate.prompts
     out, pictures = workdir / "results" / prompts, read_listing(listing)
     part = jax.process_index(), jax.process_count()
+    if processes.is_first():
+        print(f"restoring {len(pictures)} test pictures with {workdir / 'model'}", flush=True)
     for _ in tqdm(
         restore_listing(
             lambda picture, prompt: restorer(picture, prompt).image,

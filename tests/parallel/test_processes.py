@@ -42,6 +42,7 @@ def _start(bench: Path, workdir: Path, devices: int, *flags: str) -> subprocess.
     fields = {
         "init": "scratch",
         "data.dir": bench,
+        "data.validation": 1,
         "model.overrides": "hidden_size=64,num_heads=2,text_tokens=16,tile=32,patch=8,"
         "in_channels=192,detail_channels=0",
         "train.steps": STEPS,

@@ -130,8 +130,15 @@ def uninterrupted(bench, tmp_path_factory) -> Path:
     last = json.loads(process.stdout.splitlines()[-1])
     assert last["step"] == STEPS and last["evaluated"]["pictures"] == 9
     assert last["evaluated"]["per_degradation"].keys() >= {"haze", "noise"}
-    for name in ("before_after.png", "validation.png", "model/model.json"):
+    for name in ("before_after.png", "validation.png", "model/model.json", "report/report.html"):
         assert (workdir / name).exists()
+    # Before the JSON line: how good, and where everything is, for people.
+    closing = "\n".join(process.stdout.splitlines()[-8:-1])
+    figures = last["evaluated"]
+    assert f"PSNR {figures['input_psnr']:.2f} -> {figures['psnr']:.2f} dB" in closing
+    for name in ("before_after.png", "report/report.html", "model"):
+        assert f"{workdir / name}\n" in closing
+    assert f"step {STEPS} of {STEPS}:" in process.stderr
     assert list((workdir / "events").glob("*tfevents*"))
     return workdir
 
