@@ -1,7 +1,5 @@
 """Published checkpoints to a model folder: everything is checked, then streamed."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

@@ -1,7 +1,5 @@
 """Model folders back to published files: LoRA, adapter, and the transformer with LoRA in it."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

@@ -1,7 +1,5 @@
 """Filling a model in memory from tensors in memory: small models and tests."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import jax.numpy as jnp

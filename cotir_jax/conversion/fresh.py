@@ -1,7 +1,5 @@
 """LoRA and adapter weights for a base model that comes without them."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import threading

@@ -1,7 +1,5 @@
 """LoRA folded into the weights that it adds to."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Name tables: which published tensors each of our arrays is made of, read in both directions."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

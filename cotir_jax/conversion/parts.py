@@ -1,7 +1,5 @@
 """The parts of a model folder: which published tensors fill them, checked before any is read."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple

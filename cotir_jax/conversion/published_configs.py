@@ -4,8 +4,6 @@ Every reader refuses a setting that this package does not implement, so that wei
 compute something else are never converted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What published files and folders hold: which parts of a model, known by their tensors' names."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -5,8 +5,6 @@ handler, its documented way to store other leaves, writes them as zarr. Orbax do
 metadata, and the name that appears only when all is written. Restoring needs nothing of this file.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import contextlib
 import dataclasses

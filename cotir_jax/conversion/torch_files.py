@@ -4,8 +4,6 @@ Tensors are read one at a time into memory of their own: mapped pages of a 24 GB
 resident. The two formats are also written here.
 """
 
-from __future__ import annotations
-
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence

@@ -6,8 +6,6 @@ text rows, and for image rows only keys and values; the result is the same (docs
 section 3).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """The one attention function; the kernel is picked by platform."""
 
-from __future__ import annotations
-
 from functools import partial
 
 import jax

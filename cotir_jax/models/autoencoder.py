@@ -1,7 +1,5 @@
 """From pictures to latents and back: the two FLUX autoencoders, and nano's patches."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -3,8 +3,6 @@
 Everything is channels-last, `[batch, height, width, channels]`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -6,8 +6,6 @@ FLUX.2's linears have no biases, its MLPs use SwiGLU, and all blocks of a kind s
 `[batch, hidden]`, FLUX.2's with the shifts, scales and gates that the shared modulation returns.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

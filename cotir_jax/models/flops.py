@@ -5,8 +5,6 @@ everything else is small in comparison. XLA's own count leaves out Pallas kernel
 of a loop once.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from cotir_jax.models import nano_head

@@ -5,8 +5,6 @@ vector joins timestep and guidance (docs/design.md, section 3). Blocks of a kind
 scanned.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from einops import rearrange

@@ -9,8 +9,6 @@ timestep 0, so nothing about them depends on text, target or sampling step. `Flu
 computes their keys and values once; the blocks then run only on text and target rows.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

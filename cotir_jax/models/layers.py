@@ -1,7 +1,5 @@
 """Parts that the transformers and the CoT adapter share."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Linear layers with optional LoRA, and the variable types that say what trains."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

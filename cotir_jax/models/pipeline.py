@@ -1,7 +1,5 @@
 """Restores pictures: encode, sample and decode as one function to jit."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from flax import nnx

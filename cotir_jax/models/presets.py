@@ -1,7 +1,5 @@
 """Model sizes, from the laptop's nano to the published models (docs/design.md, section 2)."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 from collections.abc import Mapping

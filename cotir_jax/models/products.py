@@ -6,8 +6,6 @@ for with JAX's own setting, `JAX_DEFAULT_MATMUL_PRECISION=bfloat16` in the envir
 `jax.default_matmul_precision("bfloat16")`, which XLA:CPU otherwise ignores.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

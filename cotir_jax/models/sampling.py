@@ -3,8 +3,6 @@
 The schedules are in docs/design.md, section 6.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 

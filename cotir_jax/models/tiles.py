@@ -3,8 +3,6 @@
 `images.tiling` does the same with numpy for pictures on the host.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import jax

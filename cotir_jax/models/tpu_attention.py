@@ -1,7 +1,5 @@
 """Attention on TPU by Pallas' splash kernel, which never writes the logits to memory."""
 
-from __future__ import annotations
-
 import math
 
 import jax

@@ -1,7 +1,5 @@
 """One call for both families: the transformer of a config, and its velocity on grids."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -6,11 +6,10 @@ as in the published benchmark, that would gather the encoder's weights for each 
 step encodes the batch's texts, every device its own.
 """
 
-from __future__ import annotations
-
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +108,7 @@ class TextEncoder:
         self._encode = jax.jit(_one_by_one(embed, shape), out_shardings=self._everywhere)
 
     @classmethod
-    def minilm(cls, tokens: int, cache_gb: float = 1.0) -> TextEncoder:
+    def minilm(cls, tokens: int, cache_gb: float = 1.0) -> Self:
         """The packaged MiniLM on one device of this process, `[texts, tokens, 384]`.
 
         Args:

@@ -1,7 +1,5 @@
 """Texts to what the transformer reads: on the host ahead of a training step, or within it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Names in the release's `lora.pt` and `cot_adapter.pt`."""
 
-from __future__ import annotations
-
 from cotir_jax.conversion.name_tables import Row, Table, one, per_layer
 from cotir_jax.conversion.names.transformer import single_rows
 from cotir_jax.models.presets import CoTIRConfig

@@ -1,7 +1,5 @@
 """Names of the FLUX autoencoders' tensors: the native `ae.safetensors` and diffusers' `vae/`."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Names of the three published text encoders, as transformers writes them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Collection
 

@@ -4,8 +4,6 @@ The release uses black-forest-labs' names ("native") too. Diffusers splits fused
 scale before shift in the final layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any

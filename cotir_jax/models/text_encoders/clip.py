@@ -4,8 +4,6 @@ Radford et al. (arXiv 2103.00020): a causal transformer with layer norms before 
 the text's vector is the normalised row of its end-of-text token, here without the projection.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """Which text encoders belong to a model, at their published sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from flax import nnx

@@ -6,8 +6,6 @@ stream after layers 9, 18 and 27 of 36, so the layers above, the final norm and 
 not exist here.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

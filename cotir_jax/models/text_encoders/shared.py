@@ -1,7 +1,5 @@
 """Parts that the text encoders share: embedding tables, a norm, a check of inputs."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from flax import nnx

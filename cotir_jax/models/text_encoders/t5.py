@@ -5,8 +5,6 @@ Raffel et al. (arXiv 1910.10683): RMS norm before attention and MLP, attention l
 (Shazeer, arXiv 2002.05202).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 
