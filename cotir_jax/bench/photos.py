@@ -186,8 +186,13 @@ def recolour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def cut(field: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """Cuts a crop from a photo, uint8 `[height, width, 3]`, or its float32 `[height, width]`
-    depth, and scale it to `size` pixels a side; dtype and channels stay."""
+    """Cuts a crop and scales it to `size` pixels a side; dtype and channels stay.
+
+    Args:
+        field: a photo, uint8 `[height, width, 3]`, or its depth, float32 `[height, width]`.
+        crop: from `choose_crop`.
+        size: side of the result in pixels.
+    """
     photo = field.dtype == np.uint8
     how = Image.Resampling.LANCZOS if photo else Image.Resampling.BILINEAR
     image = Image.fromarray(field).resize((size, size), how, box=crop.box)
