@@ -30,7 +30,7 @@ from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import Autoencoder, AutoencoderConfig, PatchAutoencoder
 from cotir_jax.models.lora import AdapterParam
 from cotir_jax.models.text_encoders.configs import ENCODERS
-from cotir_jax.models.transformer import Transformer, make_transformer
+from cotir_jax.models.transformer import Transformer
 from cotir_jax.parallel.sharding import Rules, shardings
 
 # Weights that ship with the package.
@@ -178,7 +178,7 @@ def load_model(
         raise ValueError(
             f"{folder} holds {stored.name} with other sizes than this {config.name}: {differing}"
         )
-    structure, state = abstract(lambda: make_transformer(config, rngs=nnx.Rngs(0)))
+    structure, state = abstract(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     targets, variables = _targets(state, mesh, rules), flat(state)
     base = root(folder)
     own = {name for name, v in variables.items() if base == folder or is_trained(v)}

@@ -19,10 +19,10 @@ from cotir_jax.conversion.fill import fill
 from cotir_jax.conversion.name_tables import Table
 from cotir_jax.conversion.names import adapter, autoencoder, transformer
 from cotir_jax.conversion.torch_files import read_tensors
-from cotir_jax.models import presets, sampling
+from cotir_jax.models import sampling
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.layers import rotary_angles
-from cotir_jax.models.transformer import Transformer, make_transformer
+from cotir_jax.models.transformer import Transformer
 from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import TrainState, init_state
@@ -82,7 +82,7 @@ def load_release(folder: Path) -> Transformer:
     """
     sizes = json.loads((folder / "config.json").read_text())
     config = published_configs.transformer(sizes)
-    model = _unfilled(lambda: make_transformer(config, rngs=nnx.Rngs(0)))
+    model = _unfilled(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     tables = {
         "base.safetensors": transformer.native(config),
         "lora.pt": adapter.lora(config),

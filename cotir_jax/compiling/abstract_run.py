@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from cotir_jax.models import pipeline, presets
 from cotir_jax.models.text_encoders import configs
-from cotir_jax.models.transformer import make_transformer
+from cotir_jax.models.transformer import Transformer
 from cotir_jax.parallel.sharding import Rules, batch_sharding, shardings
 from cotir_jax.text.encoder import TextEncoder
 from cotir_jax.text.encoders import (
@@ -46,7 +46,7 @@ def abstract_step(
 
     def fresh() -> tuple[Frozen, TrainState]:
         rngs = nnx.Rngs(0)
-        model = make_transformer(model_config, rngs=rngs)
+        model = Transformer(model_config, rngs=rngs)
         autoencoder = pipeline.make_autoencoder(model_config, rngs=rngs)
         return init_state(model, autoencoder, run.settings, run.seed, run.groups(_DEGRADATIONS))
 

@@ -11,7 +11,7 @@ from flax import nnx
 
 from cotir_jax.checkpoints.model_folder import flat
 from cotir_jax.models.presets import CoTIRConfig
-from cotir_jax.models.transformer import make_transformer
+from cotir_jax.models.transformer import Transformer
 
 # Layers of arrays with fewer numbers are drawn together, by one program.
 SMALL = 2**23
@@ -57,7 +57,7 @@ class FreshWeights:
 
     def _program(self, paths: tuple[str, ...]) -> Callable[[jax.Array], dict[str, jax.Array]]:
         def draw(key: jax.Array) -> dict[str, jax.Array]:
-            model = make_transformer(self.config, rngs=nnx.Rngs(key))
+            model = Transformer(self.config, rngs=nnx.Rngs(key))
             variables = flat(nnx.state(model, nnx.Param))
             return {path: variables[path][...].astype(self.dtype) for path in paths}
 

@@ -20,7 +20,7 @@ from cotir_jax.conversion.torch_files import DTYPES, Tensors
 from cotir_jax.models.autoencoder import AUTOENCODERS, Autoencoder
 from cotir_jax.models.presets import PRESETS, CoTIRConfig
 from cotir_jax.models.text_encoders.configs import ENCODERS
-from cotir_jax.models.transformer import make_transformer
+from cotir_jax.models.transformer import Transformer
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # A text encoder's kind -> what reads its `config.json`, and its names.
@@ -84,7 +84,7 @@ def transformer_part(config: CoTIRConfig, found: Mapping[str, Tensors]) -> Part:
     absent = [adapter.lora(config)] if "lora" not in found and config.lora_rank else []
     absent += [adapter.cot_adapter(config)] if "cot_adapter" not in found else []
     fresh = [row for table in absent for row in table.rows]
-    variables = _variables(lambda: make_transformer(config, rngs=nnx.Rngs(0)))
+    variables = _variables(lambda: Transformer(config, rngs=nnx.Rngs(0)))
     return Part("weights", config, files, variables, fresh)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,6 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax.models.lora import Linear
-from cotir_jax.models.presets import CoTIRConfig
 from cotir_jax.parallel.sharding import keep_batch_split
 
 REMAT_POLICIES = {
@@ -19,32 +18,6 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
 }
-
-
-class Output(NamedTuple):
-    """What a transformer computes: the velocity and the three predicted thoughts (or None)."""
-
-    velocity: jax.Array
-    scene: jax.Array | None
-    degradation: jax.Array | None
-    plan: jax.Array | None
-
-
-def check_inputs(
-    config: CoTIRConfig, image_tokens: jax.Array, text: jax.Array, guidance: jax.Array | None
-) -> None:
-    """Raises `ValueError` for inputs of a forward pass that do not fit the model."""
-    if image_tokens.ndim != 3 or image_tokens.shape[-1] != config.in_channels:
-        raise ValueError(
-            f"image tokens {image_tokens.shape}: expected [batch, tokens, {config.in_channels}]"
-        )
-    if text.ndim != 3 or text.shape[-1] != config.text_channels:
-        raise ValueError(
-            f"text embeddings {text.shape}: expected [batch, tokens, {config.text_channels}]; "
-            f"is this the text encoder of {config.name}?"
-        )
-    if config.guidance_embed and guidance is None:
-        raise ValueError(f"{config.name} has a guidance embedding: pass guidance [batch]")
 
 
 def timestep_embedding(

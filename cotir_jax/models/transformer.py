@@ -1,19 +1,18 @@
-"""One call for both families: the transformer of a config, and its velocity on grids."""
+"""A transformer's velocity on grids of latents, with the standard position ids."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from flax import nnx
 
-from cotir_jax.models import flux1, flux2
-from cotir_jax.models.flux1 import Flux1
-from cotir_jax.models.flux2 import Flux2, Reference
-from cotir_jax.models.layers import Output
-from cotir_jax.models.presets import CoTIRConfig
-
-Transformer = Flux1 | Flux2
+from cotir_jax.models.flux import (
+    Output,
+    Reference,
+    Transformer,
+    image_position_ids,
+    text_position_ids,
+)
 
 # Below this timestep a clean-picture estimate no longer fixes the velocity: (x_t - x) / t.
 MIN_TIMESTEP = 0.05
@@ -31,13 +30,7 @@ class Text(NamedTuple):
     pooled: jax.Array | None = None
 
 
-def make_transformer(config: CoTIRConfig, *, rngs: nnx.Rngs) -> Transformer:
-    """Builds the transformer of `config.family`, with fresh weights (abstract in eval_shape)."""
-    kind = Flux1 if config.family == "flux1" else Flux2
-    return kind(config, rngs=rngs)
-
-
-def condition_reference(model: Flux2, condition: jax.Array) -> Reference:
+def condition_reference(model: Transformer, condition: jax.Array) -> Reference:
     """The condition's keys and values, for a model with `reference_cache`.
 
     Args:
@@ -45,7 +38,7 @@ def condition_reference(model: Flux2, condition: jax.Array) -> Reference:
       condition: `[batch, height, width, in_channels]`, latents of the degraded picture.
     """
     batch, height, width, _ = condition.shape
-    _, ids = flux2.image_position_ids(height, width)
+    _, ids = image_position_ids(model.config.family, height, width)
     return model.reference(
         rearrange(condition, "b h w c -> b (h w) c"), jnp.broadcast_to(ids, (batch, *ids.shape))
     )
@@ -92,19 +85,14 @@ def predict(
         raise ValueError(
             f"condition {condition.shape} and latents {noisy_latents.shape} must be equal"
         )
-    family = flux1 if config.family == "flux1" else flux2
-    target_ids, condition_ids = family.image_position_ids(height, width)
+    target_ids, condition_ids = image_position_ids(config.family, height, width)
     tokens = rearrange(noisy_latents, "b h w c -> b (h w) c")
-    extra: dict[str, Any] = {}
-    if config.family == "flux1":
-        extra["pooled_text"] = text.pooled
     if config.reference_cache:
-        extra["reference"] = reference or condition_reference(model, condition)
-        ids = target_ids
+        reference, ids = reference or condition_reference(model, condition), target_ids
     else:
         tokens = jnp.concatenate([tokens, rearrange(condition, "b h w c -> b (h w) c")], axis=1)
         ids = jnp.concatenate([target_ids, condition_ids])
-    text_ids = family.text_position_ids(text.embeddings.shape[1])
+    text_ids = text_position_ids(config.family, text.embeddings.shape[1])
     corrects, count = config.prediction == "correction", height * width
     out = model(
         tokens,
@@ -113,15 +101,16 @@ def predict(
         jnp.broadcast_to(text_ids, (batch, *text_ids.shape)),
         timestep,
         guidance,
+        text.pooled,
         output_rows=None if corrects else count,
         with_thoughts=with_thoughts,
-        **extra,
+        reference=reference,
     )
     velocity = out.velocity.astype(jnp.float32)
     if corrects:
         velocity = velocity[:, :count] + velocity[:, count:]
     velocity = rearrange(velocity, "b (h w) c -> b h w c", h=height)
-    if isinstance(model, Flux2) and model.detail is not None:
+    if model.detail is not None:
         velocity = model.detail(condition, velocity, text.embeddings.mean(axis=1))
     if corrects:
         time = jnp.maximum(timestep.astype(jnp.float32), MIN_TIMESTEP)[:, None, None, None]

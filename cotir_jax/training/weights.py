@@ -11,7 +11,7 @@ from flax import nnx
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.checkpoints.training import TrainingCheckpoints
 from cotir_jax.models import pipeline
-from cotir_jax.models.transformer import make_transformer
+from cotir_jax.models.transformer import Transformer
 from cotir_jax.parallel import processes
 from cotir_jax.parallel.sharding import shardings
 from cotir_jax.training.config import Run
@@ -34,7 +34,7 @@ def create_state(run: Run, groups: int) -> tuple[Frozen, TrainState, TrainState]
 
     def fresh() -> tuple[Frozen, TrainState]:
         rngs = nnx.Rngs(run.seed)
-        model = make_transformer(run.model, rngs=rngs)
+        model = Transformer(run.model, rngs=rngs)
         autoencoder = pipeline.make_autoencoder(run.model, rngs=rngs)
         return init_state(model, autoencoder, run.settings, run.seed, groups)
 

@@ -26,10 +26,10 @@ from flax import nnx
 from cotir_jax.configs import default
 from cotir_jax.conversion.fill import fill
 from cotir_jax.conversion.names import transformer as names
-from cotir_jax.models import flux2
+from cotir_jax.models import flux
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig, preset
-from cotir_jax.models.transformer import Text, make_transformer, predict
+from cotir_jax.models.transformer import Text, Transformer, predict
 from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import init_state
@@ -139,7 +139,7 @@ def main() -> None:
     timestep = np.array([0.7], np.float32)
 
     oracle = torch_model(config)
-    model = make_transformer(config, rngs=nnx.Rngs(0))
+    model = Transformer(config, rngs=nnx.Rngs(0))
     tensors = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
     fill(model, names.diffusers(config), tensors)
     del tensors
@@ -149,10 +149,10 @@ def main() -> None:
         encoder_hidden_states=torch.from_numpy(prompt).to(dtype),
         timestep=torch.from_numpy(timestep),
         img_ids=torch.from_numpy(
-            np.concatenate([np.asarray(x) for x in flux2.image_position_ids(side, side)])
+            np.concatenate([np.asarray(x) for x in flux.image_position_ids("flux2", side, side)])
         ).float(),
         txt_ids=torch.from_numpy(
-            np.asarray(flux2.text_position_ids(config.text_tokens)).copy()
+            np.asarray(flux.text_position_ids("flux2", config.text_tokens)).copy()
         ).float(),
     )
     graphdef, weights = nnx.split(model)

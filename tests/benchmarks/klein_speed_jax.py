@@ -20,7 +20,7 @@ from cotir_jax.configs import default
 from cotir_jax.models import flops, pipeline
 from cotir_jax.models.autoencoder import AUTOENCODERS, PatchAutoencoder
 from cotir_jax.models.presets import CoTIRConfig, preset
-from cotir_jax.models.transformer import Text, make_transformer, predict
+from cotir_jax.models.transformer import Text, Transformer, predict
 from cotir_jax.parallel.sharding import RULES, make_mesh, shardings
 from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
@@ -58,7 +58,7 @@ def builder(config: CoTIRConfig, mesh: jax.sharding.Mesh):
         # This generator compiles in a fraction of the default's time.
         key = jax.random.key(0, impl="unsafe_rbg")
         rngs = nnx.Rngs(key)
-        model = make_transformer(config, rngs=rngs)
+        model = Transformer(config, rngs=rngs)
         graphdef, weights = nnx.split(model)
         model = nnx.merge(graphdef, randomised(weights, key))
         autoencoder = (

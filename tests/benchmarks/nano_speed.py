@@ -17,7 +17,7 @@ from flax import nnx
 from cotir_jax.configs import nano
 from cotir_jax.models import presets
 from cotir_jax.models.pipeline import make_autoencoder
-from cotir_jax.models.transformer import make_transformer
+from cotir_jax.models.transformer import Transformer
 from cotir_jax.restoring.restorer import Restorer
 from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
@@ -30,7 +30,7 @@ def training(batch_size: int, patch: int) -> None:
     settings = TrainSettings.read(nano.get_config())
     frozen, state = jax.jit(
         lambda: init_state(
-            make_transformer(config, rngs=(rngs := nnx.Rngs(0))),
+            Transformer(config, rngs=(rngs := nnx.Rngs(0))),
             make_autoencoder(config, rngs=rngs),
             settings,
             seed=0,

@@ -11,7 +11,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from cotir_jax.compiling.report import topology_devices
 from cotir_jax.models import presets
-from cotir_jax.models.transformer import Text, make_transformer, predict
+from cotir_jax.models.transformer import Text, Transformer, predict
 from cotir_jax.restoring.restorer import Restorer
 
 pytest.importorskip("qwix", reason="qwix, which makes int8 weights, is not installed")
@@ -58,7 +58,7 @@ def test_restoring_with_int8_weights_is_hardly_seen(restorers):
 def test_what_klein_4b_takes():
     """Counted from shapes: bfloat16 kernels of the blocks to a byte and a scale each."""
     config = presets.preset("klein-4b", "lora_rank=0")
-    state = jax.eval_shape(lambda: nnx.state(make_transformer(config, rngs=nnx.Rngs(0))))
+    state = jax.eval_shape(lambda: nnx.state(Transformer(config, rngs=nnx.Rngs(0))))
     before, after = (
         sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(s))
         for s in (state, jax.eval_shape(quantize_blocks, state))
@@ -99,7 +99,7 @@ def test_the_int8_program_compiles_for_a_tpu(monkeypatch):
     )
     config = presets.preset("klein-4b", overrides)
     device = topology_devices("v5e:2x2")[0]
-    graphdef, state = jax.eval_shape(lambda: nnx.split(make_transformer(config, rngs=nnx.Rngs(0))))
+    graphdef, state = jax.eval_shape(lambda: nnx.split(Transformer(config, rngs=nnx.Rngs(0))))
     state = jax.eval_shape(lambda s: jax.tree.map(lambda x: x.astype("bfloat16"), s), state)
 
     def forward(state, latents, embeddings, timestep):

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from cotir_jax.commands import golden_checks
 from cotir_jax.models import presets
-from cotir_jax.models.transformer import make_transformer
+from cotir_jax.models.transformer import Transformer
 
 
 def test_golden_numbers(golden):
@@ -77,6 +77,6 @@ def test_empty_folder_is_an_error(tmp_path):
 def test_every_preset_builds_abstractly():
     for config in presets.PRESETS.values():
         state = jax.eval_shape(
-            lambda config=config: nnx.split(make_transformer(config, rngs=nnx.Rngs(0)))
+            lambda config=config: nnx.split(Transformer(config, rngs=nnx.Rngs(0)))
         )[1]
         assert all(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(state))

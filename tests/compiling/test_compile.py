@@ -19,7 +19,7 @@ from cotir_jax.compiling.hlo import collectives
 from cotir_jax.compiling.program import out_of_memory
 from cotir_jax.configs import default, tpu_v4, tpu_v5e, tpu_v5p, tpu_v6e
 from cotir_jax.models import flops, pipeline, presets
-from cotir_jax.models.transformer import make_transformer
+from cotir_jax.models.transformer import Transformer
 from cotir_jax.parallel.sharding import RULES, make_mesh
 from cotir_jax.training.config import Run, read_stages
 from cotir_jax.training.state import init_state
@@ -347,7 +347,7 @@ def test_abstract_weights_are_those_of_a_run():
     run = _run("nano")
     frozen, state, _ = abstract_run.abstract_step(run, 8, 32)
     built = init_state(
-        make_transformer(run.model, rngs=nnx.Rngs(0)),
+        Transformer(run.model, rngs=nnx.Rngs(0)),
         pipeline.make_autoencoder(run.model, rngs=nnx.Rngs(0)),
         run.settings,
         0,

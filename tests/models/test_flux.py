@@ -10,11 +10,10 @@ from flax import nnx
 
 from cotir_jax.conversion.fill import fill
 from cotir_jax.conversion.names import transformer as names
-from cotir_jax.models import flux1 as flux1_model
-from cotir_jax.models import flux2 as flux2_model
+from cotir_jax.models.flux import image_position_ids, text_position_ids
 from cotir_jax.models import transformer
 from cotir_jax.models.presets import preset
-from cotir_jax.models.transformer import Text, condition_reference, make_transformer
+from cotir_jax.models.transformer import Text, Transformer, condition_reference
 
 torch = pytest.importorskip("torch", reason="the oracle is PyTorch")
 diffusers = pytest.importorskip("diffusers", reason="the oracle is diffusers")
@@ -77,7 +76,7 @@ def _randomised(model):
 
 
 def _ours(oracle, config):
-    model = make_transformer(config, rngs=nnx.Rngs(0))
+    model = Transformer(config, rngs=nnx.Rngs(0))
     tensors = {name: tensor.numpy() for name, tensor in oracle.state_dict().items()}
     fill(model, names.diffusers(config), tensors)
     return model
@@ -118,8 +117,8 @@ def test_flux1_equals_diffusers(guidance):
             encoder_hidden_states=torch.from_numpy(text),
             pooled_projections=torch.from_numpy(pooled),
             timestep=torch.from_numpy(timestep),
-            img_ids=_ids(*flux1_model.image_position_ids(HEIGHT, WIDTH)),
-            txt_ids=_ids(flux1_model.text_position_ids(7)),
+            img_ids=_ids(*image_position_ids("flux1", HEIGHT, WIDTH)),
+            txt_ids=_ids(text_position_ids("flux1", 7)),
             guidance=None if value is None else torch.from_numpy(value),
         ).sample[:, : HEIGHT * WIDTH]
     model = _ours(oracle, config)
@@ -138,8 +137,8 @@ def test_flux2_equals_diffusers(guidance):
             torch.cat([_tokens(latents), _tokens(condition)], dim=1),
             encoder_hidden_states=torch.from_numpy(text),
             timestep=torch.from_numpy(timestep),
-            img_ids=_ids(*flux2_model.image_position_ids(HEIGHT, WIDTH)),
-            txt_ids=_ids(flux2_model.text_position_ids(7)),
+            img_ids=_ids(*image_position_ids("flux2", HEIGHT, WIDTH)),
+            txt_ids=_ids(text_position_ids("flux2", 7)),
             guidance=None if value is None else torch.from_numpy(value),
         ).sample[:, : HEIGHT * WIDTH]
     model = _ours(oracle, config)
@@ -158,9 +157,9 @@ def test_reference_cache_equals_diffusers():
         block.attn.set_processor(theirs.Flux2KVParallelSelfAttnProcessor())
     config = dataclasses.replace(FLUX2, reference_cache=True)
     latents, condition, text, timestep = _case(config)
-    target_ids, condition_ids = flux2_model.image_position_ids(HEIGHT, WIDTH)
+    target_ids, condition_ids = image_position_ids("flux2", HEIGHT, WIDTH)
     common = dict(
-        encoder_hidden_states=torch.from_numpy(text), txt_ids=_ids(flux2_model.text_position_ids(7))
+        encoder_hidden_states=torch.from_numpy(text), txt_ids=_ids(text_position_ids("flux2", 7))
     )
     with torch.no_grad():
         first = oracle(
@@ -189,7 +188,7 @@ def test_reference_cache_equals_diffusers():
 def test_reference_cache_holds_with_the_adapter():
     """A cache given equals one computed on the way, with adapter and LoRA at work."""
     config = dataclasses.replace(FLUX2, reference_cache=True)
-    model = make_transformer(config, rngs=nnx.Rngs(0))
+    model = Transformer(config, rngs=nnx.Rngs(0))
     key = jax.random.key(1)
     state = jax.tree.map(
         lambda x: x + 0.1 * jax.random.normal(jax.random.fold_in(key, x.size), x.shape),
@@ -206,7 +205,7 @@ def test_reference_cache_holds_with_the_adapter():
 
 
 def test_flux1_needs_its_pooled_text():
-    model = make_transformer(FLUX1, rngs=nnx.Rngs(0))
+    model = Transformer(FLUX1, rngs=nnx.Rngs(0))
     latents, condition, text, timestep = _case(FLUX1)
     guidance = np.full((BATCH,), 4.0, np.float32)
     for pooled in (None, np.zeros((BATCH, 5), np.float32)):

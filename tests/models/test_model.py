@@ -10,7 +10,7 @@ from flax import nnx
 
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
-from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.flux import Transformer
 from cotir_jax.models.lora import AdapterParam, trainable_filter
 from cotir_jax.models.transformer import Text, predict
 
@@ -40,7 +40,7 @@ def _inputs(config=TINY, batch=2, side=3):
 
 
 def test_target_rows_only_and_thoughts_off_change_nothing():
-    model = _noised(Flux2(TINY, rngs=nnx.Rngs(0)))
+    model = _noised(Transformer(TINY, rngs=nnx.Rngs(0)))
     tokens = np.random.default_rng(0).normal(size=(2, 8, 192)).astype(np.float32)
     args = (tokens, np.zeros((2, 8, 4)), _inputs()[2].embeddings, np.zeros((2, 5, 4)), jnp.ones(2))
     whole = model(*args)
@@ -52,7 +52,7 @@ def test_target_rows_only_and_thoughts_off_change_nothing():
 @pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
 def test_remat_changes_memory_not_gradients(remat):
     def gradient(config):
-        model = _noised(Flux2(config, rngs=nnx.Rngs(0)))
+        model = _noised(Transformer(config, rngs=nnx.Rngs(0)))
         return nnx.grad(lambda m: jnp.square(predict(m, *_inputs()).velocity).sum())(model)
 
     plain = gradient(TINY)
@@ -62,8 +62,8 @@ def test_remat_changes_memory_not_gradients(remat):
 
 
 def test_fresh_lora_and_adapter_leave_the_base_as_it_is():
-    model = Flux2(TINY, rngs=nnx.Rngs(0))
-    base = Flux2(dataclasses.replace(TINY, lora_rank=0), rngs=nnx.Rngs(0))
+    model = Transformer(TINY, rngs=nnx.Rngs(0))
+    base = Transformer(dataclasses.replace(TINY, lora_rank=0), rngs=nnx.Rngs(0))
     state = nnx.state(_noised(base), nnx.Param)
     nnx.update(model, state)
     for name in ("scene", "degradation", "plan"):
@@ -80,7 +80,7 @@ def test_fresh_lora_and_adapter_leave_the_base_as_it_is():
 
 
 def test_what_trains_is_lora_and_adapter():
-    model = Flux2(TINY, rngs=nnx.Rngs(0))
+    model = Transformer(TINY, rngs=nnx.Rngs(0))
     trained = nnx.to_flat_state(nnx.state(model, trainable_filter("lora_and_adapter")))
     for path, variable in trained:
         assert path[0] == "cot_adapter" or str(path[-1]).startswith("lora_")
@@ -95,7 +95,7 @@ def test_what_trains_is_lora_and_adapter():
 def test_fresh_correction_model_returns_the_degraded_picture():
     """The identity is the starting point: the clean estimate x_t - t v is the condition."""
     config = dataclasses.replace(TINY, prediction="correction")
-    model = Flux2(config, rngs=nnx.Rngs(0))
+    model = Transformer(config, rngs=nnx.Rngs(0))
     noisy, condition, text, timestep = _inputs(config)
     velocity = predict(model, noisy, condition, text, timestep).velocity
     clean = noisy - timestep[:, None, None, None] * velocity
@@ -114,7 +114,7 @@ def test_patch_autoencoder_is_exact():
 
 
 def test_shape_and_size_errors():
-    model = Flux2(TINY, rngs=nnx.Rngs(0))
+    model = Transformer(TINY, rngs=nnx.Rngs(0))
     noisy, condition, text, timestep = _inputs()
     with pytest.raises(ValueError, match="text encoder"):
         predict(model, noisy, condition, Text(text.embeddings[..., :7]), timestep)

@@ -10,7 +10,7 @@ from flax import nnx
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.models import presets
 from cotir_jax.models.nano_head import NanoHead
-from cotir_jax.models.transformer import Text, make_transformer, predict
+from cotir_jax.models.transformer import Text, Transformer, predict
 from cotir_jax.parallel.sharding import RULES, batch_sharding, make_mesh, replicated
 from cotir_jax.restoring.restorer import Restorer
 
@@ -144,7 +144,7 @@ def test_eight_devices_give_the_gradients_of_one():
 
 
 def test_starts_as_the_identity_and_every_weight_of_it_learns():
-    model = make_transformer(CONFIG, rngs=nnx.Rngs(0))
+    model = Transformer(CONFIG, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     condition, noise = (jnp.asarray(rng.normal(size=(1, 2, 3, 192)), jnp.float32) for _ in "ab")
     text = Text(jnp.asarray(rng.normal(size=(1, 4, 384)), jnp.float32))
@@ -164,7 +164,7 @@ def test_starts_as_the_identity_and_every_weight_of_it_learns():
 @pytest.mark.slow
 def test_a_step_from_the_start_moves_head_and_tokens():
     """Zero starts in the head and in the final layer must not hold each other at zero."""
-    model = make_transformer(CONFIG, rngs=nnx.Rngs(0))
+    model = Transformer(CONFIG, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     condition, noise, clean = (
         jnp.asarray(rng.normal(size=(1, 2, 3, 192)), jnp.float32) for _ in "abc"
@@ -187,7 +187,7 @@ def test_unsuitable_sizes_are_refused(overrides):
 
 
 def test_a_model_folder_keeps_the_head(one_device, tmp_path):
-    model = _random(make_transformer(CONFIG, rngs=nnx.Rngs(0)), 0.02)
+    model = _random(Transformer(CONFIG, rngs=nnx.Rngs(0)), 0.02)
     model_folder.save_model(tmp_path / "model", model, {})
     loaded = model_folder.load_model(tmp_path / "model", one_device, RULES)
     theirs, ours = (jax.tree.leaves(nnx.state(each)) for each in (loaded, model))
@@ -199,7 +199,7 @@ def test_a_model_folder_keeps_the_head(one_device, tmp_path):
 
 
 def test_a_folder_that_lacks_weights_is_refused(tmp_path):
-    model = _random(make_transformer(CONFIG, rngs=nnx.Rngs(0)), 0.02)
+    model = _random(Transformer(CONFIG, rngs=nnx.Rngs(0)), 0.02)
     model_folder.save_model(tmp_path / "model", model, {})
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = checkpointer.restore(tmp_path / "model" / "weights")

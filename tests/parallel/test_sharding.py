@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from cotir_jax.configs import default
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
-from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.flux import Transformer
 from cotir_jax.parallel.sharding import batch_sharding, make_mesh, shardings
 from cotir_jax.text.encoders import Embedded
 from cotir_jax.training.settings import TrainSettings
@@ -44,7 +44,7 @@ def _run(sizes, devices, config, groups=1, **settings):
     mesh = make_mesh(sizes, devices)
 
     def fresh():
-        model = Flux2(config, rngs=nnx.Rngs(0))
+        model = Transformer(config, rngs=nnx.Rngs(0))
         return init_state(model, PatchAutoencoder(config.patch), settings, 3, groups)
 
     placement = shardings(jax.eval_shape(fresh), mesh, RULES)

@@ -8,7 +8,7 @@ from cotir_jax.checkpoints import model_folder
 from cotir_jax.checkpoints.text_encoders import load_text_encoders
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
-from cotir_jax.models.transformer import make_transformer
+from cotir_jax.models.transformer import Transformer
 from cotir_jax.parallel.sharding import make_mesh
 from cotir_jax.restoring.restorer import Restorer
 
@@ -22,7 +22,7 @@ def whole_picture_restorer(devices=None):
     )
     mesh = make_mesh({"fsdp": -1}, devices)
     encoders = load_text_encoders(model_folder.PACKAGED / "nano", config, mesh, ())
-    model, rng = make_transformer(config, rngs=nnx.Rngs(0)), np.random.default_rng(0)
+    model, rng = Transformer(config, rngs=nnx.Rngs(0)), np.random.default_rng(0)
     # Fresh weights give the picture back.
     moved = jax.tree.map(
         lambda x: x + rng.normal(0, 0.02, x.shape).astype(x.dtype), nnx.state(model, nnx.Param)

@@ -15,7 +15,7 @@ from support import tokenizer_folders
 from cotir_jax.conversion.name_tables import Table, disassemble
 from cotir_jax.conversion.names import adapter
 from cotir_jax.models.presets import CoTIRConfig, preset
-from cotir_jax.models.transformer import make_transformer
+from cotir_jax.models.transformer import Transformer
 
 _SIZES = (
     "hidden_size=32, num_heads=2, num_double_blocks=2, num_single_blocks=3, adapter_depth=2, "
@@ -123,7 +123,7 @@ def write_autoencoder(folder: Path, kind: str) -> torch.nn.Module:
 def random_tensors(model: str, table: Table, seed: int) -> dict[str, torch.Tensor]:
     """Random tensors under the names of a table, as PyTorch would have saved them."""
     config, rng = config_of(model), np.random.default_rng(seed)
-    state = jax.eval_shape(lambda: nnx.split(make_transformer(config, rngs=nnx.Rngs(0))))[1]
+    state = jax.eval_shape(lambda: nnx.split(Transformer(config, rngs=nnx.Rngs(0))))[1]
     shapes = {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
     tensors = {}
     for row in table.rows:

@@ -9,7 +9,7 @@ from flax import nnx
 from cotir_jax.configs import default
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
-from cotir_jax.models.flux2 import Flux2
+from cotir_jax.models.flux import Transformer
 from cotir_jax.training.optimizer import learning_rate, make_optimizer
 from cotir_jax.training.settings import TrainSettings
 from cotir_jax.training.state import init_state
@@ -35,7 +35,7 @@ def weights():
     """A few of the model's, by their paths."""
 
     def fresh():
-        model = Flux2(CONFIG, rngs=nnx.Rngs(0))
+        model = Transformer(CONFIG, rngs=nnx.Rngs(0))
         return init_state(model, PatchAutoencoder(CONFIG.patch), SETTINGS, seed=0)
 
     trainable = jax.eval_shape(fresh)[1].trainable

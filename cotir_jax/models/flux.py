@@ -1,15 +1,15 @@
-"""The FLUX.2-family editing transformer with the CoT adapter between its halves.
+"""The editing transformer of both families, with the CoT adapter between its halves.
 
-Linears have no biases, MLPs use SwiGLU, and all blocks of a kind share one modulation
-(docs/design.md, section 3). Blocks of a kind are stacked and scanned, so compile time does not grow
-with depth.
+`blocks` says how the families' blocks differ. Besides that, FLUX.1 adds a pooled text vector to
+timestep and guidance, and FLUX.2 computes the modulations that its blocks share (docs/design.md,
+section 3). Blocks of a kind are stacked and scanned, so compile time does not grow with depth.
 
 In klein-9b-kv (`reference_cache`) condition rows attend only to themselves and are modulated for
-timestep 0, so nothing about them depends on text, target or sampling step. `Flux2.reference`
+timestep 0, so nothing about them depends on text, target or sampling step. `Transformer.reference`
 computes their keys and values once; the blocks then run only on text and target rows.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,18 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax.models.adapter import CoTAdapter
-from cotir_jax.models.blocks import Angles, DoubleBlock, KeyValue, SingleBlock, base_linear
+from cotir_jax.models.blocks import (
+    Angles,
+    Conditioning,
+    DoubleBlock,
+    KeyValue,
+    SingleBlock,
+    base_linear,
+)
 from cotir_jax.models.layers import (
     FinalLayer,
     MLPEmbedder,
     Modulation,
-    Output,
-    check_inputs,
     collect_blocks,
     rotary_angles,
     scan_blocks,
@@ -34,8 +39,17 @@ from cotir_jax.models.lora import Linear, lora_fields
 from cotir_jax.models.nano_head import NanoHead
 from cotir_jax.models.presets import CoTIRConfig
 
-# Time coordinate of the condition's tokens; target tokens are at 0 (docs/design.md, section 3).
-CONDITION_TIME = 10
+# First coordinate of the condition's tokens; target tokens are at 0 (docs/design.md, section 3).
+CONDITION_INDEX = {"flux1": 1, "flux2": 10}
+
+
+class Output(NamedTuple):
+    """What a transformer computes: the velocity and the three predicted thoughts (or None)."""
+
+    velocity: jax.Array
+    scene: jax.Array | None
+    degradation: jax.Array | None
+    plan: jax.Array | None
 
 
 class Reference(NamedTuple):
@@ -47,24 +61,22 @@ class Reference(NamedTuple):
     last: KeyValue
 
 
-class Flux2(nnx.Module):
-    """FLUX.2-family transformer with CoT adapter and LoRA on single blocks and final layer."""
+class Transformer(nnx.Module):
+    """A FLUX transformer with CoT adapter and LoRA on single blocks and final layer."""
 
     def __init__(self, config: CoTIRConfig, *, rngs: nnx.Rngs):
-        hidden, linear = config.hidden_size, base_linear(config)
-        lora = lora_fields(config)
+        hidden, linear = config.hidden_size, base_linear(config) | {"rngs": rngs}
+        inward: dict[str, Any] = linear | {"axes": (None, "embed")}
+        flux1 = config.family == "flux1"
         self.config = config
-        self.img_in = Linear(config.in_channels, hidden, axes=(None, "embed"), rngs=rngs, **linear)
-        self.txt_in = Linear(
-            config.text_channels, hidden, axes=(None, "embed"), rngs=rngs, **linear
+        self.img_in = Linear(config.in_channels, hidden, **inward)
+        self.txt_in = Linear(config.text_channels, hidden, **inward)
+        self.time_in = MLPEmbedder(256, hidden, **linear)
+        self.vector_in = MLPEmbedder(config.pooled_channels, hidden, **linear) if flux1 else None
+        self.guidance_in = MLPEmbedder(256, hidden, **linear) if config.guidance_embed else None
+        self.image_modulation, self.text_modulation, self.single_modulation = (
+            None if flux1 else Modulation(hidden, count, **linear) for count in (6, 6, 3)
         )
-        self.time_in = MLPEmbedder(256, hidden, rngs=rngs, **linear)
-        self.guidance_in = (
-            MLPEmbedder(256, hidden, rngs=rngs, **linear) if config.guidance_embed else None
-        )
-        self.image_modulation = Modulation(hidden, 6, rngs=rngs, **linear)
-        self.text_modulation = Modulation(hidden, 6, rngs=rngs, **linear)
-        self.single_modulation = Modulation(hidden, 3, rngs=rngs, **linear)
         self.double_blocks = stack_blocks(
             lambda rngs: DoubleBlock(config, rngs=rngs), config.num_double_blocks, rngs
         )
@@ -75,7 +87,7 @@ class Flux2(nnx.Module):
         # Not in the stack, because it computes only the rows that are used.
         self.last_single_block = SingleBlock(config, rngs=rngs)
         self.final_layer = FinalLayer(
-            hidden, config.in_channels, zero_init=True, rngs=rngs, **linear, **lora
+            hidden, config.in_channels, zero_init=True, **linear, **lora_fields(config)
         )
         # Not part of a forward pass over rows: `transformer.predict` calls it.
         self.detail = NanoHead(config, rngs=rngs) if config.detail_channels else None
@@ -88,6 +100,7 @@ class Flux2(nnx.Module):
         text_ids: jax.Array,
         timestep: jax.Array,
         guidance: jax.Array | None = None,
+        pooled_text: jax.Array | None = None,
         *,
         output_rows: int | None = None,
         with_thoughts: bool = True,
@@ -97,25 +110,26 @@ class Flux2(nnx.Module):
 
         Args:
           image_tokens: `[batch, image_tokens, in_channels]`.
-          image_ids: `[batch, image_tokens, 4]`.
+          image_ids: `[batch, image_tokens, axes]`, from `image_position_ids`.
           text_embeddings: `[batch, text_tokens, text_channels]`.
-          text_ids: `[batch, text_tokens, 4]`.
+          text_ids: `[batch, text_tokens, axes]`, from `text_position_ids`.
           timestep: `[batch]`, in [0, 1], 1 = noise.
           guidance: `[batch]`, for models with a guidance embedding.
+          pooled_text: of CLIP, `[batch, pooled_channels]`, for FLUX.1.
           output_rows: leading image rows to compute the output for; None is all of them.
           with_thoughts: whether the thoughts are predicted too.
           reference: the condition's keys and values; the image tokens are then only the target's.
 
         Returns:
-          `Output`; `image` is `[batch, output_rows, in_channels]`, thoughts
+          `Output`; the velocity is `[batch, output_rows, in_channels]`, thoughts
           `[batch, text_tokens, text_channels]`, in the compute dtype.
 
         Raises:
           ValueError: for shapes that do not fit the model.
         """
-        check_inputs(config := self.config, image_tokens, text_embeddings, guidance)
-        dtype = config.dtype
-        vector = self._conditioning_vector(timestep, guidance)
+        config, dtype = self.config, self.config.dtype
+        _check_inputs(config, image_tokens, text_embeddings, guidance, pooled_text)
+        vector = self._conditioning_vector(timestep, guidance, pooled_text)
         text_angles, image_angles = self._angles(text_ids), self._angles(image_ids)
         angles = jax.tree.map(
             lambda a, b: jnp.concatenate([a, b], axis=1), text_angles, image_angles
@@ -124,7 +138,7 @@ class Flux2(nnx.Module):
         text, image = scan_blocks(
             self.double_blocks,
             (self.txt_in(text_embeddings.astype(dtype)), self.img_in(image_tokens.astype(dtype))),
-            (self.text_modulation(vector), self.image_modulation(vector)),
+            tuple(_shared(own, vector) for own in (self.text_modulation, self.image_modulation)),
             (text_angles, image_angles),
             remat=config.remat,
             per_layer=cached.double,
@@ -135,15 +149,15 @@ class Flux2(nnx.Module):
                 text, image, vector, angles, with_thoughts, cached.adapter
             )
             text = text + residual
-        modulation = self.single_modulation(vector)
+        conditioning = _shared(self.single_modulation, vector)
         x = jnp.concatenate([text, image], axis=1)
         x = scan_blocks(
-            self.single_blocks, x, modulation, angles, remat=config.remat, per_layer=cached.single
+            self.single_blocks, x, conditioning, angles, remat=config.remat, per_layer=cached.single
         )
         first = text.shape[1]
         last = x.shape[1] if output_rows is None else first + output_rows
         rest = () if reference is None else (reference.last,)
-        x = self.last_single_block.rows(x, modulation, angles, slice(first, last), *rest)
+        x = self.last_single_block.rows(x, conditioning, angles, slice(first, last), *rest)
         return Output(self.final_layer(x, vector), *(thoughts or (None, None, None)))
 
     def reference(
@@ -166,10 +180,14 @@ class Flux2(nnx.Module):
         last = self.last_single_block.key_value(x, modulation, angles)
         return Reference(double, adapter, single, last)
 
-    def _conditioning_vector(self, timestep: jax.Array, guidance: jax.Array | None) -> jax.Array:
+    def _conditioning_vector(
+        self, timestep: jax.Array, guidance: jax.Array | None, pooled_text: jax.Array | None = None
+    ) -> jax.Array:
         vector = self.time_in(timestep_embedding(timestep))
         if self.guidance_in is not None:
             vector = vector + self.guidance_in(timestep_embedding(guidance))
+        if self.vector_in is not None:
+            vector = vector + self.vector_in(pooled_text.astype(self.config.dtype))
         return vector
 
     def _angles(self, ids: jax.Array) -> Angles:
@@ -177,17 +195,56 @@ class Flux2(nnx.Module):
         return rotary_angles(ids, config.axes_dim, config.theta, config.position_dtype)
 
 
-def image_position_ids(height: int, width: int) -> tuple[jax.Array, jax.Array]:
-    """Ids (t, y, x, l) of target tokens and of condition tokens, each `[height * width, 4]`."""
+def _shared(modulation: Modulation | None, vector: jax.Array) -> Conditioning:
+    """What the blocks are called with: a shared modulation, or where there is none the vector."""
+    return vector if modulation is None else modulation(vector)
+
+
+def _check_inputs(
+    config: CoTIRConfig,
+    image_tokens: jax.Array,
+    text: jax.Array,
+    guidance: jax.Array | None,
+    pooled: jax.Array | None,
+) -> None:
+    """Raises `ValueError` for inputs of a forward pass that do not fit the model."""
+    if image_tokens.ndim != 3 or image_tokens.shape[-1] != config.in_channels:
+        raise ValueError(
+            f"image tokens {image_tokens.shape}: expected [batch, tokens, {config.in_channels}]"
+        )
+    if text.ndim != 3 or text.shape[-1] != config.text_channels:
+        raise ValueError(
+            f"text embeddings {text.shape}: expected [batch, tokens, {config.text_channels}]; "
+            f"is this the text encoder of {config.name}?"
+        )
+    if config.guidance_embed and guidance is None:
+        raise ValueError(f"{config.name} has a guidance embedding: pass guidance [batch]")
+    got = None if pooled is None else pooled.shape
+    if config.family == "flux1" and (got is None or got[1:] != (config.pooled_channels,)):
+        raise ValueError(f"pooled text {got}: expected [batch, {config.pooled_channels}]")
+
+
+def image_position_ids(family: str, height: int, width: int) -> tuple[jax.Array, jax.Array]:
+    """Ids of target tokens and of condition tokens.
+
+    Returns:
+      Two arrays `[height * width, axes]`: (index, y, x) in FLUX.1, (t, y, x, 0) in FLUX.2.
+    """
     y, x = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
     zero = jnp.zeros_like(y)
+    last = [zero] * (family == "flux2")
     target, condition = (
-        rearrange(jnp.stack([zero + time, y, x, zero], axis=-1), "h w axes -> (h w) axes")
-        for time in (0, CONDITION_TIME)
+        rearrange(jnp.stack([zero + first, y, x, *last], axis=-1), "h w axes -> (h w) axes")
+        for first in (0, CONDITION_INDEX[family])
     )
     return target, condition
 
 
-def text_position_ids(tokens: int) -> jax.Array:
-    """Ids (0, 0, 0, l) of text tokens: `[tokens, 4]`."""
+def text_position_ids(family: str, tokens: int) -> jax.Array:
+    """Ids of text tokens: `[tokens, 4]`, (0, 0, 0, l), in FLUX.2; `[tokens, 3]` in FLUX.1.
+
+    FLUX.1's are all zero: T5's embeddings carry the order.
+    """
+    if family == "flux1":
+        return jnp.zeros((tokens, 3), jnp.int32)
     return jnp.zeros((tokens, 4), jnp.int32).at[:, 3].set(jnp.arange(tokens))
