@@ -2,7 +2,9 @@
 
 import ast
 import dataclasses
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 Config = TypeVar("Config")
@@ -123,6 +125,7 @@ class CoTIRConfig:
 
     @property
     def head_dim(self) -> int:
+        """Channels of an attention head."""
         return self.hidden_size // self.num_heads
 
 
@@ -136,87 +139,6 @@ _CHOICES = {
     "dtype": ("bfloat16", "float32"),
     "remat": ("none", "dots", "full"),
 }
-
-PRESETS: dict[str, CoTIRConfig] = {
-    # Trains from nothing on two CPU cores: all weights, float32. Tokens of 16x16 pixels see what is
-    # wrong and where; the convolutional head, which they steer, takes care of pixels.
-    "nano": CoTIRConfig(
-        name="nano",
-        hidden_size=192,
-        num_heads=6,
-        num_double_blocks=1,
-        num_single_blocks=5,
-        axes_dim=(4, 12, 12, 4),
-        theta=100.0,
-        in_channels=768,
-        text_channels=384,
-        text_tokens=48,
-        adapter_depth=1,
-        lora_rank=0,
-        position_dtype="float32",
-        prediction="correction",
-        detail_channels=96,
-        autoencoder="patch",
-        patch=16,
-        text_encoder="minilm",
-        num_steps=1,
-        tile=256,
-        base_dtype="float32",
-        dtype="float32",
-        remat="none",
-    ),
-}
-
-# FLUX.2-klein-4B: black-forest-labs/FLUX.2-klein-4B; sizes as in CoTIR-4B's release.
-PRESETS["klein-4b"] = CoTIRConfig(
-    name="klein-4b",
-    hidden_size=3072,
-    num_heads=24,
-    num_double_blocks=5,
-    num_single_blocks=20,
-    axes_dim=(32, 32, 32, 32),
-    text_channels=7680,
-)
-# FLUX.2-klein-9B: black-forest-labs/FLUX.2-klein-9B; sizes as in CoTIR-9B's release.
-PRESETS["klein-9b"] = CoTIRConfig(
-    name="klein-9b",
-    hidden_size=4096,
-    num_heads=32,
-    num_double_blocks=8,
-    num_single_blocks=24,
-    axes_dim=(32, 32, 32, 32),
-    text_channels=12288,
-)
-# The models that klein was distilled from: black-forest-labs/FLUX.2-klein-base-4B and -9B.
-for _size in ("4b", "9b"):
-    PRESETS[f"klein-base-{_size}"] = dataclasses.replace(
-        PRESETS[f"klein-{_size}"], name=f"klein-base-{_size}", guidance=4.0, num_steps=50
-    )
-# black-forest-labs/FLUX.2-klein-9b-kv.
-PRESETS["klein-9b-kv"] = dataclasses.replace(
-    PRESETS["klein-9b"], name="klein-9b-kv", reference_cache=True
-)
-# FLUX.1-Kontext-dev: black-forest-labs/FLUX.1-Kontext-dev; sizes as in CoTIR-12B's release.
-PRESETS["kontext-12b"] = CoTIRConfig(
-    name="kontext-12b",
-    family="flux1",
-    hidden_size=3072,
-    num_heads=24,
-    num_double_blocks=19,
-    num_single_blocks=38,
-    axes_dim=(16, 56, 56),
-    theta=10_000.0,
-    mlp_ratio=4.0,
-    in_channels=64,
-    text_channels=4096,
-    pooled_channels=768,
-    guidance_embed=True,
-    guidance=4.0,
-    autoencoder="flux1",
-    text_encoder="t5",
-    num_steps=20,
-)
-
 
 def preset(name: str, overrides: str = "") -> CoTIRConfig:
     """Returns the preset `name` with some fields replaced.
@@ -262,3 +184,16 @@ def rebuild(kind: type[Config], fields: Mapping[str, Any]) -> Config:
             f"known are {sorted(known)}"
         )
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def _read_presets() -> dict[str, CoTIRConfig]:
+    read: dict[str, CoTIRConfig] = {}
+    text = (Path(__file__).parent / "presets.toml").read_text(encoding="utf-8")
+    for name, fields in tomllib.loads(text).items():
+        like = fields.pop("like", None)
+        base = dataclasses.asdict(read[like]) if like else {}
+        read[name] = rebuild(CoTIRConfig, base | fields | {"name": name})
+    return read
+
+
+PRESETS = _read_presets()
