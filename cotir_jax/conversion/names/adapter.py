@@ -1,20 +1,11 @@
 """Names in the release's `lora.pt` and `cot_adapter.pt`."""
 
 from cotir_jax.conversion.name_tables import Row, Table, one, per_layer
+from cotir_jax.conversion.names import TABLES
 from cotir_jax.conversion.names.transformer import single_rows
 from cotir_jax.models.presets import CoTIRConfig
 
 _LORA = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "lora_bias": "lora_B.bias"}
-_BLOCK = {
-    "linear1.kernel": "linear1.weight",
-    "linear1.bias": "linear1.bias",
-    "linear2.kernel": "linear2.weight",
-    "linear2.bias": "linear2.bias",
-    "norm.query_scale": "norm.query_norm.scale",
-    "norm.key_scale": "norm.key_norm.scale",
-    "modulation.lin.kernel": "modulation.lin.weight",
-    "modulation.lin.bias": "modulation.lin.bias",
-}
 # The release says sharpness for scene and planning for plan.
 _THOUGHTS = {"scene": "sharpness", "degradation": "degradation", "plan": "planning"}
 
@@ -46,7 +37,7 @@ def cot_adapter(config: CoTIRConfig) -> Table:
             config.adapter_depth,
             f"cot_adapter.decoder.{{}}.{theirs}",
         )
-        for ours, theirs in _BLOCK.items()
+        for ours, theirs in TABLES["adapter"].items()
     ]
     for ours, theirs in _THOUGHTS.items():
         rows.append(one(f"cot_adapter.scale_{ours}", f"cot_adapter.scale_{theirs}"))

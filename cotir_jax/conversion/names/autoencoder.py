@@ -5,21 +5,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 from cotir_jax.conversion.name_tables import Row, Table, one
+from cotir_jax.conversion.names import TABLES
 from cotir_jax.models.autoencoder import AutoencoderConfig
-
-# Patterns in native names -> diffusers'.
-_DIFFUSERS = {
-    r"\.(down|up)\.(\d+)\.block\.": r".\1_blocks.\2.resnets.",
-    r"\.(down|up)\.(\d+)\.\1sample\.": r".\1_blocks.\2.\1samplers.0.",
-    r"\.nin_shortcut\.": ".conv_shortcut.",
-    r"\.mid\.block_1\.": ".mid_block.resnets.0.",
-    r"\.mid\.block_2\.": ".mid_block.resnets.1.",
-    r"\.mid\.attn_1\.norm\.": ".mid_block.attentions.0.group_norm.",
-    r"\.mid\.attn_1\.([qkv])\.": r".mid_block.attentions.0.to_\1.",
-    r"\.mid\.attn_1\.proj_out\.": ".mid_block.attentions.0.to_out.0.",
-    r"\.norm_out\.": ".conv_norm_out.",
-    r"(encoder|decoder)\.((post_)?quant_conv)\.": r"\2.",
-}
 
 
 def native(config: AutoencoderConfig) -> Table:
@@ -38,7 +25,7 @@ def diffusers(config: AutoencoderConfig) -> Table:
 
 
 def _diffusers_name(name: str) -> str:
-    for pattern, replacement in _DIFFUSERS.items():
+    for pattern, replacement in TABLES["autoencoder"].items():
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -47,15 +34,11 @@ def _table(config: AutoencoderConfig, up_from_highest: bool) -> Table:
     """Native names; `up_from_highest`: the decoder's levels count from the highest resolution."""
     widths = [config.channels * multiplier for multiplier in config.multipliers]
     count = config.num_res_blocks
+    levels = range(len(widths))
+    up_levels = levels[::-1] if up_from_highest else levels
     rows = [
-        *_half("encoder", "down", widths, count, range(len(widths))),
-        *_half(
-            "decoder",
-            "up",
-            widths[::-1],
-            count + 1,
-            range(len(widths))[:: -1 if up_from_highest else 1],
-        ),
+        *_half("encoder", "down", widths, count, levels),
+        *_half("decoder", "up", widths[::-1], count + 1, up_levels),
     ]
     if config.kind == "flux1":
         return Table(rows)
