@@ -46,6 +46,7 @@ def printed(notebook):
     return "".join(output.text for output in outputs if output.output_type == "stream")
 
 
+@pytest.mark.slow
 def test_restore(tmp_path, monkeypatch):
     text = printed(execute("restore", tmp_path, monkeypatch, COTIR_NOTEBOOK_SIDE="128"))
     before, after = map(float, re.search(r"PSNR ([\d.]+) dB before, ([\d.]+) dB", text).groups())

@@ -29,8 +29,8 @@ pytest.importorskip("gradio", reason="gradio, which serves the page, is not inst
 BROKEN = int(os.environ.get("COTIR_FUZZ", "200"))
 MEGAPIXELS = 1
 START = (
-    f"from cotir_jax.commands.demo import server; server.serve(port=int(__import__('sys').argv[1]), \
-max_megapixels={MEGAPIXELS}, max_megabytes=8)"
+    "import sys; from cotir_jax.commands.demo import server; "
+    f"server.serve(port=int(sys.argv[1]), max_megapixels={MEGAPIXELS}, max_megabytes=8)"
 )
 
 
@@ -360,6 +360,7 @@ def broken(rng, whole):
     return bytes(torn)
 
 
+@pytest.mark.slow
 def test_broken_files_end_in_clean_errors(server, dark):
     rng = np.random.default_rng(0)
     wholes = [encoded(dark[:48, :48], kind) for kind in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF")]

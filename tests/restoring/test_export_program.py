@@ -48,6 +48,7 @@ def run_elsewhere(program, picture, folder):
     return np.load(folder / "out.npy")
 
 
+@pytest.mark.slow
 def test_a_program_runs_without_this_package(restorer, tmp_path):
     """It cuts and blends with jax (`models.tiles`); numpy's `images.tiling` is the oracle.
 

@@ -77,6 +77,7 @@ def test_formats_and_single_pictures(nano, tmp_path):
         list(restore_path(nano, tmp_path, tmp_path))
 
 
+@pytest.mark.slow
 def test_two_hundred_pictures_of_sixty_sizes_compile_six_programs_at_most(tmp_path):
     rng = np.random.default_rng(0)
     sizes = [tuple(size) for size in rng.integers(16, 200, (60, 2)).tolist()]
@@ -106,6 +107,7 @@ for name, restorer in restorers.items():
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_result_of_one(tmp_path):
     sizes = {"whole": [(64, 64)] * 9 + [(130, 150), (48, 64)], "nano": [(260, 40), (48, 64)]}
     for kind in sizes:

@@ -111,6 +111,7 @@ def test_what_a_call_takes_and_gives(restorer, dark, tmp_path):
     np.testing.assert_array_equal(restorer(alpha).photo.alpha, degraded[..., 0])
 
 
+@pytest.mark.slow
 def test_the_program_composes_with_other_jax_code(restorer, dark):
     """Its gradient to the picture agrees with a finite difference."""
     picture = photo.unit_range(dark[1][None, :64, :64])

@@ -47,6 +47,7 @@ def _run(*command):
     cli.main([str(part) for part in command])
 
 
+@pytest.mark.slow
 def test_whole_protocol(split, tmp_path, capsys):
     results = tmp_path / "results"
     _run("restore", "--jsonl", split / "test.jsonl", "--out", results)
