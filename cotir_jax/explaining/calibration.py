@@ -1,18 +1,16 @@
-"""Scores to probabilities, thresholds, and how well degradations are named. numpy only."""
-
-from __future__ import annotations
+"""Scores to probabilities, thresholds, and how well degradations are named. numpy and scipy."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import optimize, special, stats
 
 from cotir_jax.bench.words.table import plain_name
 
 # Standard deviation of a Gaussian prior that pulls the logistic's slope towards 1 and its constant
 # towards 0: scores that a threshold separates without error would make the slope infinite.
 _PRIOR = 20.0
-_NEWTON_STEPS = 100
 
 
 class Calibration(NamedTuple):
@@ -52,17 +50,24 @@ def fit_calibration(names: Sequence[str], raw: np.ndarray, truth: np.ndarray) ->
             f"{len(truth)} pictures with the same degradations: nothing to calibrate; use a split "
             "with several degradations"
         )
-    fits = np.array([_logistic(raw[:, i], truth[:, i]) for i in kept])
-    probabilities = sigmoid(raw[:, kept] * fits[:, 0] + fits[:, 1])
-    thresholds = [best_threshold(probabilities[:, j], truth[:, i]) for j, i in enumerate(kept)]
-    return Calibration(
-        tuple(names[i] for i in kept), fits[:, 0], fits[:, 1], np.array(thresholds), len(truth)
-    )
+    slopes, constants = np.array([_logistic(raw[:, i], truth[:, i]) for i in kept]).T
+    probabilities = special.expit(raw[:, kept] * slopes + constants)
+    thresholds = np.array(list(map(best_threshold, probabilities.T, truth[:, kept].T)))
+    return Calibration(tuple(names[i] for i in kept), slopes, constants, thresholds, len(truth))
 
 
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    """`1 / (1 + exp(-x))`, without overflow."""
-    return 0.5 * (1 + np.tanh(0.5 * np.asarray(x, np.float64)))
+def _logistic(raw: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Finds the slope and constant of the largest posterior."""
+    signs = np.where(truth, 1.0, -1.0)
+    features = np.stack([raw, np.ones_like(raw)], axis=1) * signs[:, None]
+
+    def loss(fit: np.ndarray) -> tuple[float, np.ndarray]:
+        margins, pull = features @ fit, (fit - (1.0, 0.0)) / _PRIOR
+        gradient = pull / _PRIOR - special.expit(-margins) @ features
+        return np.logaddexp(0, -margins).sum() + pull @ pull / 2, gradient
+
+    start = 0.0, special.logit(truth.mean())
+    return optimize.minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-6}).x
 
 
 def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -83,16 +88,12 @@ def best_threshold(scores: np.ndarray, truth: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, truth: np.ndarray) -> float:
-    """Mean of the precision at every true picture, ranked by score; NaN without any.
+    """Mean of the precision at every true picture, ranked by score; one at least is true.
 
     Equal scores share one place in the ranking, so the order of the pictures does not matter.
     """
-    if not truth.any():
-        return float("nan")
-    distinct, place = np.unique(-scores, return_inverse=True)
-    hits = np.bincount(place, truth, len(distinct))
-    ranked = np.cumsum(np.bincount(place, minlength=len(distinct)))
-    return float((np.cumsum(hits) / ranked * hits).sum() / truth.sum())
+    hits = stats.rankdata(-scores[truth], "max")
+    return float((hits / stats.rankdata(-scores, "max")[truth]).mean())
 
 
 class Accuracy(NamedTuple):
@@ -104,7 +105,7 @@ class Accuracy(NamedTuple):
         naming, and as average precision.
       named: share of pictures where it is named: what chance gives as recall, at that rate.
       precision: share of those named that have it; NaN where it was never named.
-      recall: share of those that have it that were named; NaN where none has it.
+      recall: share of those that have it that were named.
       average_precision: of the ranking by score.
     """
 
@@ -156,22 +157,19 @@ def measure_accuracy(
             f"scores {scores.shape}, named {named.shape} and truth {truth.shape}: expected all "
             "three [pictures, names], with one picture at least"
         )
-    rows = []
-    for i, name in enumerate(names):
-        hits, said, there = (named[:, i] & truth[:, i]).sum(), named[:, i].sum(), truth[:, i].sum()
-        if there:
-            precision = float(hits / said) if said else float("nan")
-            ranking = average_precision(scores[:, i], truth[:, i])
-            rows.append(
-                Accuracy(
-                    name,
-                    float(there / len(truth)),
-                    float(said / len(truth)),
-                    precision,
-                    float(hits / there),
-                    ranking,
-                )
-            )
+    hits, said, there = (x.sum(axis=0) for x in (named & truth, named, truth))
+    rows = [
+        Accuracy(
+            name,
+            prevalence=there[i] / len(truth),
+            named=said[i] / len(truth),
+            precision=hits[i] / said[i] if said[i] else float("nan"),
+            recall=hits[i] / there[i],
+            average_precision=average_precision(scores[:, i], truth[:, i]),
+        )
+        for i, name in enumerate(names)
+        if there[i]
+    ]
     # missing[a, b]: true degradations of picture a that are not named for picture b.
     missing = truth.astype(np.int32) @ (~named).astype(np.int32).T
     top = scores.argmax(axis=1)
@@ -204,21 +202,3 @@ def format_accuracy(table: AccuracyTable) -> str:
         f"(by chance {100 * table.top_named_by_chance:.0f} %).",
     ]
     return "\n".join(lines)
-
-
-def _logistic(raw: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Finds the slope and constant of the largest posterior by Newton's method."""
-    features = np.stack([raw, np.ones_like(raw)], axis=1).astype(np.float64)
-    mean = np.array([1.0, 0.0])
-    fit = np.array([0.0, np.log(truth.mean() / (1 - truth.mean()))])
-    for _ in range(_NEWTON_STEPS):
-        p = sigmoid(features @ fit)
-        gradient = features.T @ (truth - p) - (fit - mean) / _PRIOR**2
-        hessian = (features * (p * (1 - p))[:, None]).T @ features + np.eye(2) / _PRIOR**2
-        step = np.linalg.solve(hessian, gradient)
-        # Newton's steps can overshoot where the slope is steep.
-        step *= min(1.0, 10.0 / np.abs(step).max())
-        fit = fit + step
-        if np.abs(step).max() < 1e-8:
-            break
-    return float(fit[0]), float(fit[1])

@@ -8,24 +8,23 @@ degradations, and a validation split turns scores into probabilities with thresh
 A prompt that names degradations leaks into the thoughts, so the user's prompt is not used.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import math
 import zipfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from cotir_jax import files
 from cotir_jax.bench.composites import SINGLES
 from cotir_jax.bench.words.table import plain_name
 from cotir_jax.checkpoints.loaded_model import LoadedModel
-from cotir_jax.explaining.calibration import Calibration, sigmoid
+from cotir_jax.explaining.calibration import Calibration
 from cotir_jax.explaining.read_out import (
     STRENGTHS,
     ReadOut,
@@ -33,13 +32,12 @@ from cotir_jax.explaining.read_out import (
     degradation_sentence,
     fit_read_out,
     plan_sentence,
-    read_words,
+    pool,
     scene_sentence,
 )
 from cotir_jax.images import tiling
 from cotir_jax.images.photo import check_pixels, unit_range
-from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
-from cotir_jax.models.transformer import Text, Transformer, predict
+from cotir_jax.models.transformer import predict
 
 FILE_NAME = "explain.npz"
 _PROMPT = "Please restore this degraded photo."
@@ -107,42 +105,6 @@ class Explanation:
         )
 
 
-def pooled_thoughts(
-    model: Transformer,
-    autoencoder: Autoencoder | PatchAutoencoder,
-    pictures: jax.Array,
-    text: Text,
-    noise_key: jax.Array,
-    pooling: jax.Array,
-) -> jax.Array:
-    """Computes the adapter's pooled thoughts at t = 1; pure, to be jitted.
-
-    Args:
-      model: the transformer.
-      autoencoder: of pictures and latents.
-      pictures: float32 `[batch, height, width, 3]` in [-1, 1], sides multiples of the patch.
-      text: of the prompts.
-      noise_key: one key; all pictures get the same noise.
-      pooling: weights of token positions, `[3, tokens]`.
-
-    Returns:
-      Scene, degradation and plan, each L2-normalised per token (as in `objective`), then averaged:
-      `[batch, 3, channels]`, float32.
-    """
-    config = model.config
-    condition = autoencoder.encode(pictures)
-    noise = jax.random.normal(noise_key, condition.shape[1:], jnp.float32)
-    timestep = jnp.ones(len(pictures), jnp.float32)
-    guidance = jnp.full_like(timestep, config.guidance) if config.guidance_embed else None
-    noise = jnp.broadcast_to(noise, condition.shape)
-    # XLA drops what only the velocity needs.
-    out = predict(model, noise, condition, text, timestep, guidance)
-    predicted: Any = (out.scene, out.degradation, out.plan)
-    thoughts = jnp.stack(predicted, axis=1).astype(jnp.float32)
-    squared = jnp.maximum(jnp.square(thoughts).sum(-1, keepdims=True), 1e-12)
-    return jnp.einsum("bktc,kt->bkc", thoughts / jnp.sqrt(squared), pooling)
-
-
 def evenly_spread_crops(pixels: np.ndarray, side: int, most: int = MOST_CROPS) -> np.ndarray:
     """Cuts square crops at a picture's own resolution; a picture that is too small is mirrored.
 
@@ -181,13 +143,22 @@ class Explainer:
         self.model, self.read_out, self.calibration = model, read_out, calibration
 
         def run(weights, pictures, text, pooling):
-            key = jax.random.key(0)
-            return pooled_thoughts(*model.merge(weights), pictures, text, key, pooling)
+            """Scene, degradation and plan at t = 1, pooled: `[batch, 3, channels]`, float32."""
+            transformer, autoencoder = model.merge(weights)
+            condition = autoencoder.encode(pictures)
+            # All pictures get the same noise.
+            noise = jax.random.normal(jax.random.key(0), condition.shape[1:], jnp.float32)
+            noise = jnp.broadcast_to(noise, condition.shape)
+            timestep, config = jnp.ones(len(pictures), jnp.float32), model.config
+            guidance = jnp.full_like(timestep, config.guidance) if config.guidance_embed else None
+            # XLA drops what only the velocity needs.
+            out = predict(transformer, noise, condition, text, timestep, guidance)
+            return pool(jnp.stack([out.scene, out.degradation, out.plan], axis=1), pooling)
 
         self._program = model.compile(run)
 
     @classmethod
-    def load(cls, model: LoadedModel) -> Explainer:
+    def load(cls, model: LoadedModel) -> Self:
         """Reads the model folder's `explain.npz`; without one, fits the read-out.
 
         Fitting embeds some 4000 sentences: minutes with a large text encoder. The read-out is then
@@ -225,10 +196,14 @@ class Explainer:
         check_pixels(pixels)
         tile = self.model.config.tile
         crops = evenly_spread_crops(pixels, tile or WHOLE_SIDE, MOST_CROPS if tile else 1)
-        unit = unit_range(crops)
         size = self.model.crops_per_call if tile else self.model.parts
-        found = [self._run(unit[start : start + size], size) for start in range(0, len(unit), size)]
-        return np.concatenate(found).mean(axis=0)
+        filled = np.pad(unit_range(crops), ((0, -len(crops) % size), (0, 0), (0, 0), (0, 0)))
+        text, pooling = self.model.embed(_PROMPT, size), self.read_out.pooling
+        found = [
+            np.asarray(self.model.call(self._program, (batch, text), pooling))
+            for batch in np.split(filled, len(filled) // size)
+        ]
+        return np.concatenate(found)[: len(crops)].mean(axis=0)
 
     def raw_scores(self, thoughts: np.ndarray) -> np.ndarray:
         """Averages the read-outs of degradation and plan: `[..., 19 * 4]`, see `read_out.ReadOut`.
@@ -245,7 +220,7 @@ class Explainer:
         names = calibration.names if calibration else SINGLES
         places = [SINGLES.index(name) for name in names]
         if calibration:
-            scores = sigmoid(raw[places] * calibration.slopes + calibration.constants)
+            scores = special.expit(raw[places] * calibration.slopes + calibration.constants)
             thresholds = calibration.thresholds
         else:
             scores = np.clip(raw[: len(SINGLES)], 0.0, 1.0)
@@ -255,25 +230,15 @@ class Explainer:
             Reading(name, float(score), _strength(by_strength[place]), bool(score >= threshold))
             for name, place, score, threshold in zip(names, places, scores, thresholds, strict=True)
         ]
-        readings.sort(key=lambda reading: -reading.score)
-        # Sentences follow the order in which light meets the degradations.
-        named = sorted(
-            [(r.name, r.severity) for r in readings if r.named], key=lambda x: SINGLES.index(x[0])
-        )
-        words = read_words(apply_map(self.read_out.scene, thoughts[0]))
+        # Sentences follow the order of `SINGLES`, in which light meets the degradations.
+        named = [(reading.name, reading.severity) for reading in readings if reading.named]
         return Explanation(
-            tuple(readings),
-            scene_sentence(words),
+            tuple(sorted(readings, key=lambda reading: -reading.score)),
+            scene_sentence(apply_map(self.read_out.scene, thoughts[0])),
             degradation_sentence(named),
             plan_sentence(named),
-            calibration is not None,
+            calibrated=calibration is not None,
         )
-
-    def _run(self, crops: np.ndarray, size: int) -> np.ndarray:
-        filled = np.pad(crops, ((0, size - len(crops)), (0, 0), (0, 0), (0, 0)))
-        batch = filled, self.model.embed(_PROMPT, size)
-        found = self.model.call(self._program, batch, self.read_out.pooling)
-        return np.asarray(found)[: len(crops)]
 
 
 def save_file(path: Path, read_out: ReadOut, calibration: Calibration | None) -> None:

@@ -11,12 +11,12 @@ sentences that fit the picture, and an affine map commutes with that mean. A rea
 sentence's 0/1 label thus gives the probability of that label for a picture.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cotir_jax.bench.composites import COMPOSITES, SINGLES, sample_chain
@@ -44,6 +44,7 @@ SCENE_WORDS: dict[str, tuple[str, ...]] = {
         ),
     ),
 }  # fmt: skip
+_SCENE_COLUMNS = [(kind, word) for kind, words in SCENE_WORDS.items() for word in words]
 
 # Columns of the read-outs of degradation and plan: each degradation, then each at each strength.
 _LABELS = len(SINGLES) * (1 + len(STRENGTHS))
@@ -101,7 +102,7 @@ def write_thoughts(per_name: int, seed: int = 0) -> WrittenThoughts:
     names = [name for name in SINGLES for _ in range(3 * per_name)]
     names += [name for name in COMPOSITES for _ in range(per_name)]
     scenes, degradations, plans = [], [], []
-    scene_labels = np.zeros((len(names), sum(map(len, SCENE_WORDS.values()))), np.float32)
+    scene_labels = np.zeros((len(names), len(_SCENE_COLUMNS)), np.float32)
     labels = np.zeros((len(names), _LABELS), np.float32)
     for row, name in enumerate(names):
         severity = None if "+" in name else (row % (3 * per_name) + 0.5) / (3 * per_name)
@@ -113,12 +114,8 @@ def write_thoughts(per_name: int, seed: int = 0) -> WrittenThoughts:
                 column = SINGLES.index(step.name)
                 labels[row, column] = 1
                 labels[row, len(SINGLES) + 3 * column + STRENGTHS.index(step.strength)] = 1
-        words, start = {}, 0
-        for kind, choices in SCENE_WORDS.items():
-            chosen = int(rng.integers(len(choices)))
-            words[kind] = choices[chosen]
-            scene_labels[row, start + chosen] = 1
-            start += len(choices)
+        words = {kind: choices[rng.integers(len(choices))] for kind, choices in SCENE_WORDS.items()}
+        scene_labels[row] = [words[kind] == word for kind, word in _SCENE_COLUMNS]
         text = str(rng.choice(phrases.SCENES)).format(**words)
         scenes.append(phrases.sentence(f"{text}."))
     return WrittenThoughts(scenes, degradations, plans, scene_labels, labels)
@@ -148,19 +145,21 @@ def fit_read_out(encoder: TextEncoder, per_name: int = 12) -> ReadOut:
     return ReadOut(np.stack(pooling), *maps)
 
 
-def pool(embeddings: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean over positions of L2-normalised embeddings.
+@jax.jit
+def pool(embeddings: jax.Array, weights: jax.Array) -> jax.Array:
+    """Weighted mean over positions of L2-normalised embeddings (normalised as in `objective`).
 
     Args:
-      embeddings: `[texts, tokens, channels]`.
-      weights: `[tokens]`, adding up to 1.
+      embeddings: `[..., tokens, channels]`.
+      weights: `[..., tokens]`, each row adding up to 1.
 
     Returns:
-      `[texts, channels]`, float32.
+      `[..., channels]`, float32.
     """
-    embeddings = np.asarray(embeddings, np.float32)
-    norms = np.sqrt(np.maximum(np.square(embeddings).sum(-1, keepdims=True), 1e-12))
-    return np.einsum("ntc,t->nc", embeddings / norms, weights)
+    embeddings = embeddings.astype(jnp.float32)
+    squared = jnp.square(embeddings).sum(-1, keepdims=True)
+    scale = weights[..., None] / jnp.sqrt(jnp.maximum(squared, 1e-12))
+    return (embeddings * scale).sum(-2)
 
 
 def apply_map(affine: np.ndarray, pooled: np.ndarray) -> np.ndarray:
@@ -170,16 +169,13 @@ def apply_map(affine: np.ndarray, pooled: np.ndarray) -> np.ndarray:
 
 def read_words(scores: np.ndarray) -> dict[str, str]:
     """The most likely word of each kind, from the scores of all scene words `[scene words]`."""
-    words, start = {}, 0
-    for kind, choices in SCENE_WORDS.items():
-        words[kind] = choices[int(np.argmax(scores[start : start + len(choices)]))]
-        start += len(choices)
-    return words
+    # Of each kind, the last one stays.
+    return {kind: word for _, (kind, word) in sorted(zip(scores, _SCENE_COLUMNS, strict=True))}
 
 
-def scene_sentence(words: dict[str, str]) -> str:
-    """A sentence on the scene, from a word of each kind."""
-    return phrases.sentence(f"{phrases.SCENES[0].format(**words)}.")
+def scene_sentence(scores: np.ndarray) -> str:
+    """A sentence on the scene, from the scores of all scene words."""
+    return phrases.sentence(f"{phrases.SCENES[0].format(**read_words(scores))}.")
 
 
 def degradation_sentence(named: Sequence[tuple[str, str]]) -> str:

@@ -1,14 +1,12 @@
-"""Explains all pictures of a split, to calibrate explanations or measure how often they are true.
+r"""Explains all pictures of a split, to calibrate explanations or measure how often they are true.
 
 For nano:
 
-    cotir bench build --photos=OTHERS/ --test-photos=VALIDATION/ --samples=1 --test-samples=6 \\
+    cotir bench build --photos=OTHERS/ --test-photos=VALIDATION/ --samples=1 --test-samples=6 \
         --size=256 --seed=4 --degradations=all --out=val/
     cotir calibrate --model-dir=nano --jsonl=val/test/test.jsonl
     cotir explain --model-dir=nano --jsonl=test/test/test.jsonl     # the table of README
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
