@@ -289,6 +289,7 @@ def test_compiling_needs_a_topology():
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_nano_on_four_chips_of_v5e():
     done = _compile(
         "--config=configs/tpu_v5e.py:nano", "--topology=v5e:2x2",
@@ -308,6 +309,7 @@ def test_nano_on_four_chips_of_v5e():
 
 
 @needs_libtpu
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_reported():
     done = _compile(
         "--config=configs/tpu_v5e.py:nano", "--topology=v5e:2x2",

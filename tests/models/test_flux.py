@@ -10,8 +10,8 @@ from flax import nnx
 
 from cotir_jax.conversion.fill import fill
 from cotir_jax.conversion.names import transformer as names
-from cotir_jax.models.flux import image_position_ids, text_position_ids
 from cotir_jax.models import transformer
+from cotir_jax.models.flux import image_position_ids, text_position_ids
 from cotir_jax.models.presets import preset
 from cotir_jax.models.transformer import Text, Transformer, condition_reference
 

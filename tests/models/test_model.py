@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from cotir_jax.models import presets
+from cotir_jax.models import presets, transformer
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.flux import Transformer
 from cotir_jax.models.lora import AdapterParam, trainable_filter
-from cotir_jax.models.transformer import Text, predict
+from cotir_jax.models.transformer import Text
 
 TINY = presets.preset(
     "nano",
@@ -21,10 +21,18 @@ TINY = presets.preset(
     "detail_channels=0",
 )
 
+predict = nnx.jit(transformer.predict)
 
-def _noised(model, seed=1):
-    """Replaces zeros by random weights, so that every path through the model counts."""
-    rng = np.random.default_rng(seed)
+
+def _fresh(config=TINY):
+    """A new model in one program: its initialisers would compile one by one."""
+    return nnx.jit(lambda: Transformer(config, rngs=nnx.Rngs(0)))()
+
+
+def _noised(config=TINY):
+    """A model with random weights in place of zeros, so that every path through it counts."""
+    model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    rng = np.random.default_rng(1)
     state = nnx.state(model, nnx.Param)
     nnx.update(
         model, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.05, x.shape), x.dtype), state)
@@ -40,20 +48,20 @@ def _inputs(config=TINY, batch=2, side=3):
 
 
 def test_target_rows_only_and_thoughts_off_change_nothing():
-    model = _noised(Transformer(TINY, rngs=nnx.Rngs(0)))
+    model = _noised()
     tokens = np.random.default_rng(0).normal(size=(2, 8, 192)).astype(np.float32)
     args = (tokens, np.zeros((2, 8, 4)), _inputs()[2].embeddings, np.zeros((2, 5, 4)), jnp.ones(2))
-    whole = model(*args)
-    part = model(*args, output_rows=4, with_thoughts=False)
+    whole = nnx.jit(Transformer.__call__)(model, *args)
+    part = nnx.jit(lambda m, *args: m(*args, output_rows=4, with_thoughts=False))(model, *args)
     np.testing.assert_allclose(part.velocity, whole.velocity[:, :4], rtol=1e-4, atol=1e-6)
     assert part.scene is None and whole.plan.shape == (2, 5, 24)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
+@pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_memory_not_gradients(remat):
     def gradient(config):
-        model = _noised(Transformer(config, rngs=nnx.Rngs(0)))
-        return nnx.grad(lambda m: jnp.square(predict(m, *_inputs()).velocity).sum())(model)
+        model = _noised(config)
+        return nnx.jit(nnx.grad(lambda m: jnp.square(predict(m, *_inputs()).velocity).sum()))(model)
 
     plain = gradient(TINY)
     again = gradient(dataclasses.replace(TINY, remat=remat))
@@ -62,9 +70,9 @@ def test_remat_changes_memory_not_gradients(remat):
 
 
 def test_fresh_lora_and_adapter_leave_the_base_as_it_is():
-    model = Transformer(TINY, rngs=nnx.Rngs(0))
-    base = Transformer(dataclasses.replace(TINY, lora_rank=0), rngs=nnx.Rngs(0))
-    state = nnx.state(_noised(base), nnx.Param)
+    model = _fresh()
+    base = _noised(dataclasses.replace(TINY, lora_rank=0))
+    state = nnx.state(base, nnx.Param)
     nnx.update(model, state)
     for name in ("scene", "degradation", "plan"):
         for each in (model, base):
@@ -80,7 +88,7 @@ def test_fresh_lora_and_adapter_leave_the_base_as_it_is():
 
 
 def test_what_trains_is_lora_and_adapter():
-    model = Transformer(TINY, rngs=nnx.Rngs(0))
+    model = _fresh()
     trained = nnx.to_flat_state(nnx.state(model, trainable_filter("lora_and_adapter")))
     for path, variable in trained:
         assert path[0] == "cot_adapter" or str(path[-1]).startswith("lora_")
@@ -95,7 +103,7 @@ def test_what_trains_is_lora_and_adapter():
 def test_fresh_correction_model_returns_the_degraded_picture():
     """The identity is the starting point: the clean estimate x_t - t v is the condition."""
     config = dataclasses.replace(TINY, prediction="correction")
-    model = Transformer(config, rngs=nnx.Rngs(0))
+    model = _fresh(config)
     noisy, condition, text, timestep = _inputs(config)
     velocity = predict(model, noisy, condition, text, timestep).velocity
     clean = noisy - timestep[:, None, None, None] * velocity
@@ -114,7 +122,7 @@ def test_patch_autoencoder_is_exact():
 
 
 def test_shape_and_size_errors():
-    model = Transformer(TINY, rngs=nnx.Rngs(0))
+    model = _fresh()
     noisy, condition, text, timestep = _inputs()
     with pytest.raises(ValueError, match="text encoder"):
         predict(model, noisy, condition, Text(text.embeddings[..., :7]), timestep)

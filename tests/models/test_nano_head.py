@@ -21,9 +21,17 @@ CONFIG = presets.preset(
 pytestmark = pytest.mark.usefixtures("few_blocks")
 
 
-def _random(module, scale=0.1):
-    """The module with every weight drawn anew, zeros included."""
-    graphdef, state = nnx.split(module)
+def _head():
+    return NanoHead(CONFIG, rngs=nnx.Rngs(0))
+
+
+def _model():
+    return Transformer(CONFIG, rngs=nnx.Rngs(0))
+
+
+def _random(make, scale=0.1):
+    """The module that `make` makes with random weights, its zeros included."""
+    graphdef, state = nnx.split(nnx.eval_shape(make))
     leaves, structure = jax.tree.flatten(state)
     rng = np.random.default_rng(0)
     drawn = [jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype) for leaf in leaves]
@@ -33,7 +41,7 @@ def _random(module, scale=0.1):
 def test_head_equals_pytorchs_layers():
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     functional = torch.nn.functional
-    head = _random(NanoHead(CONFIG, rngs=nnx.Rngs(0)), 0.05)
+    head = _random(_head, 0.05)
     rng = np.random.default_rng(1)
     picture = rng.uniform(-1, 1, (2, 3, 24, 32)).astype(np.float32)
     tokens = rng.normal(size=(2, 192, 3, 4)).astype(np.float32)
@@ -123,7 +131,7 @@ def test_head_equals_pytorchs_layers():
 
 
 def test_eight_devices_give_the_gradients_of_one():
-    graphdef, state = nnx.split(_random(NanoHead(CONFIG, rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(_random(_head))
     rng = np.random.default_rng(1)
     condition, tokens = (rng.normal(size=(8, 2, 2, 192)).astype(np.float32) for _ in "ab")
     prompt = rng.normal(size=(8, 384)).astype(np.float32)
@@ -144,7 +152,7 @@ def test_eight_devices_give_the_gradients_of_one():
 
 
 def test_starts_as_the_identity_and_every_weight_of_it_learns():
-    model = Transformer(CONFIG, rngs=nnx.Rngs(0))
+    model = nnx.jit(_model)()
     rng = np.random.default_rng(0)
     condition, noise = (jnp.asarray(rng.normal(size=(1, 2, 3, 192)), jnp.float32) for _ in "ab")
     text = Text(jnp.asarray(rng.normal(size=(1, 4, 384)), jnp.float32))
@@ -155,16 +163,15 @@ def test_starts_as_the_identity_and_every_weight_of_it_learns():
 
     np.testing.assert_allclose(velocity(model), noise - condition, atol=1e-6)
     # Away from the start, where zero weights hold gradients back from those below.
-    gradients = nnx.grad(lambda model: jnp.square(velocity(model)).mean())(_random(model))
+    gradients = nnx.jit(nnx.grad(lambda model: jnp.square(velocity(model)).mean()))(_random(_model))
     flat = nnx.to_flat_state(gradients["detail"])
     assert len(flat) > 20
     assert all(np.abs(leaf[...]).max() > 0 for _, leaf in flat)
 
 
-@pytest.mark.slow
 def test_a_step_from_the_start_moves_head_and_tokens():
     """Zero starts in the head and in the final layer must not hold each other at zero."""
-    model = Transformer(CONFIG, rngs=nnx.Rngs(0))
+    model = nnx.jit(_model)()
     rng = np.random.default_rng(0)
     condition, noise, clean = (
         jnp.asarray(rng.normal(size=(1, 2, 3, 192)), jnp.float32) for _ in "abc"
@@ -175,7 +182,7 @@ def test_a_step_from_the_start_moves_head_and_tokens():
         velocity = predict(model, noise, condition, text, jnp.ones(1)).velocity
         return jnp.square(velocity - (noise - clean)).mean()
 
-    gradients = nnx.grad(loss)(model)
+    gradients = nnx.jit(nnx.grad(loss))(model)
     assert np.abs(gradients["detail"]["conv_out"]["kernel"][...]).max() > 0
     assert np.abs(gradients["final_layer"]["linear"]["kernel"][...]).max() > 0
 
@@ -187,7 +194,7 @@ def test_unsuitable_sizes_are_refused(overrides):
 
 
 def test_a_model_folder_keeps_the_head(one_device, tmp_path):
-    model = _random(Transformer(CONFIG, rngs=nnx.Rngs(0)), 0.02)
+    model = _random(_model, 0.02)
     model_folder.save_model(tmp_path / "model", model, {})
     loaded = model_folder.load_model(tmp_path / "model", one_device, RULES)
     theirs, ours = (jax.tree.leaves(nnx.state(each)) for each in (loaded, model))
@@ -199,7 +206,7 @@ def test_a_model_folder_keeps_the_head(one_device, tmp_path):
 
 
 def test_a_folder_that_lacks_weights_is_refused(tmp_path):
-    model = _random(Transformer(CONFIG, rngs=nnx.Rngs(0)), 0.02)
+    model = _random(_model, 0.02)
     model_folder.save_model(tmp_path / "model", model, {})
     with ocp.StandardCheckpointer() as checkpointer:
         arrays = checkpointer.restore(tmp_path / "model" / "weights")

@@ -59,7 +59,7 @@ def _run(sizes, devices, config, groups=1, **settings):
     return np.array(losses), state
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_eight_devices_give_the_losses_of_one(optimizer):
     config = {"adamw": WITHOUT_HEAD, "muon": CONFIG}[optimizer]
     one, state_one = _run({}, jax.devices()[:1], config, optimizer=optimizer)
