@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import cotir_jax
-from cotir_jax import files
+from cotir_jax import __version__, files
 from cotir_jax.commands import (
     bench,
     calibrate,
@@ -52,7 +51,7 @@ def make_parser() -> argparse.ArgumentParser:
         description="Restores photos that suffer from any mix of degradations.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"cotir {cotir_jax.__version__}")
+    parser.add_argument("--version", action="version", version=f"cotir {__version__}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks (default: off)")
     parser.set_defaults(run=lambda _: parser.print_help())
     # argparse cannot group commands: the list is written below, from their parsers.

@@ -34,7 +34,7 @@ MAY_IMPORT = {
         "conversion", "training", "explaining", "restoring", "compiling", "scoring",
     },
     "main": {"files", "parallel", "commands", "compiling"},
-    "cli": {"files", "parallel", "commands"},
+    "cli": {"files", "parallel", "commands", "__version__"},
     "__main__": {"cli"},
     # The public names, each imported when it is first used.
     "__init__": {

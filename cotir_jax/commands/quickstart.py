@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from cotir_jax.commands.parser import Commands, add_command
 
 # Photos inside scikit-image, which nano was not trained on, and what is done to them. Nano restores
@@ -31,9 +33,9 @@ class _Result(NamedTuple):
 
     photo: str
     degradation: str
-    degraded: object
-    restored: object
-    clean: object
+    degraded: np.ndarray
+    restored: np.ndarray
+    clean: np.ndarray
 
 
 def add_quickstart(commands: Commands) -> None:
@@ -99,7 +101,7 @@ def _restore_all(say: _Clock) -> list[_Result]:
 
         keep_compiled_programs()
         restorer = Restorer.load("nano")
-    results = []
+    results: list[_Result] = []
     for (photo, name), (clean, degraded) in zip(_SAMPLES, pairs, strict=True):
         step = f"restoring {photo} ({name}), without a prompt"
         if not results:
@@ -110,10 +112,8 @@ def _restore_all(say: _Clock) -> list[_Result]:
     return results
 
 
-def _degrade(photo: str, name: str) -> tuple:
+def _degrade(photo: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Returns a photo's central square, and the same degraded, uint8 `[side, side, 3]`."""
-    import numpy as np
-
     from cotir_jax.bench.composites import apply_chain, sample_chain
     from cotir_jax.bench.photos import Crop, cut, find_photos, trimmed_photo
 
