@@ -3,9 +3,11 @@
 A picture is a uint8 array `[height, width, 3]`, RGB, 0 to 255.
 """
 
+import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -85,6 +87,15 @@ def encode_png(picture: np.ndarray, compress_level: int = 6) -> bytes:
     return stream.getvalue()
 
 
+def data_url(picture: np.ndarray, side: int, quality: int) -> str:
+    """Encodes uint8 `[height, width, 3]` as a JPEG in a data URL, shrunk to at most `side`."""
+    image = Image.fromarray(picture)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()
+
+
 def save_picture(picture: np.ndarray, path: Path | str) -> None:
     """Writes uint8 `[height, width, 3]`; the suffix picks the format (JPEG at quality 95).
 
@@ -119,10 +130,8 @@ def list_pictures(folder: Path | str) -> list[Path]:
         raise ValueError(f"{folder}: {what}; name a folder of pictures")
     found = sorted(
         path
-        for path in folder.iterdir()
-        if path.suffix.lower() in PICTURE_SUFFIXES
-        and not path.name.startswith(".")
-        and path.is_file()
+        for path in folder.glob("[!.]*")
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
     )
     if not found:
         raise ValueError(f"{folder}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
@@ -130,10 +139,7 @@ def list_pictures(folder: Path | str) -> list[Path]:
 
 
 def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Puts pictures of equal height in one row, a white gap of 4 pixels between them.
-
-    Args:
-      pictures: uint8 `[height, width_i, 3]` each.
+    """Puts pictures, uint8 `[height, width_i, 3]`, in one row with white gaps of 4 pixels.
 
     Returns:
       uint8 `[height, sum(width_i) + 4 * (n - 1), 3]`.
@@ -148,12 +154,8 @@ def side_by_side(pictures: Sequence[np.ndarray]) -> np.ndarray:
     heights = sorted({picture.shape[0] for picture in pictures})
     if len(heights) > 1:
         raise ValueError(f"side_by_side needs equal heights, got {heights}; resize them first")
-    parts: list[np.ndarray] = []
-    for picture in pictures:
-        if parts:
-            parts.append(np.full((heights[0], _GAP, 3), 255, np.uint8))
-        parts.append(picture)
-    return np.concatenate(parts, axis=1)
+    white = np.full((heights[0], _GAP, 3), 255, np.uint8)
+    return np.concatenate([part for one in pictures for part in (white, one)][1:], axis=1)
 
 
 def contact_sheet(
@@ -182,16 +184,13 @@ def contact_sheet(
     for picture in pictures:
         check_picture(picture)
     num_columns = max(len(row) for row in rows)
-    for what, labels, count in (
-        ("row", row_labels, len(rows)),
-        ("column", column_labels, num_columns),
-    ):
+    named = (("row", row_labels, len(rows)), ("column", column_labels, num_columns))
+    for what, labels, count in named:
         if labels and len(labels) != count:
             raise ValueError(f"contact_sheet got {len(labels)} {what} labels for {count} {what}s")
-    gap = _GAP
-    cell_width = max(picture.shape[1] for picture in pictures)
+    gap, cell_width = _GAP, max(picture.shape[1] for picture in pictures)
     row_heights = [max((p.shape[0] for p in row), default=font_size) for row in rows]
-    font = _font(font_size)
+    font = load_font(font_size)
     margin = max((int(font.getlength(label)) + gap for label in row_labels), default=0)
     left = gap + margin
     top = gap + (font_size + gap if column_labels else 0)
@@ -211,8 +210,9 @@ def contact_sheet(
     return np.array(sheet)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def load_font(size: int) -> Any:
+    """Loads Pillow's own font, in its only size where Pillow was built without FreeType."""
     try:
         return ImageFont.load_default(size)
-    except (TypeError, ImportError, OSError):  # a Pillow built without FreeType
+    except (TypeError, ImportError, OSError):
         return ImageFont.load_default()

@@ -1,10 +1,8 @@
 """Classical restorers that need no weights: what a learned one has to beat.
 
-Each is a function of one 8-bit RGB picture with fixed parameters, and knows nothing of what is
-wrong with the picture. Most come from scikit-image.
+Each takes uint8 `[height, width, 3]` and returns the same, with fixed parameters, and knows nothing
+of what is wrong with the picture. Most come from scikit-image.
 """
-
-from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
@@ -14,11 +12,6 @@ from scipy import ndimage
 from skimage import color, exposure, filters, restoration, util
 
 from cotir_jax.bench.degradations.filters import guided_filter
-
-
-def unchanged(picture: np.ndarray) -> np.ndarray:
-    """The input as it is."""
-    return picture.copy()
 
 
 def non_local_means(picture: np.ndarray) -> np.ndarray:
@@ -98,7 +91,7 @@ def dark_channel(picture: np.ndarray) -> np.ndarray:
 
 
 BASELINES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "input": unchanged,
+    "input": np.copy,
     "non-local-means": non_local_means,
     "wavelet": wavelet,
     "unsharp": unsharp,
@@ -109,18 +102,14 @@ BASELINES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def baseline(name: str) -> Callable[[np.ndarray], np.ndarray]:
-    """A baseline by name: uint8 `[height, width, 3]` in, the same shape and type out.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
+    """Returns a baseline by name; raises ValueError for an unknown one."""
     if name not in BASELINES:
         raise ValueError(f"no baseline {name!r}; there are {', '.join(BASELINES)}")
     return BASELINES[name]
 
 
 def _noise(image: np.ndarray) -> float:
-    """Standard deviation of the noise, from the Laplacian, which ignores linear brightness.
+    """Estimates the noise's standard deviation from the Laplacian, which ignores linear brightness.
 
     References:
         Immerkaer, Fast noise variance estimation, 1996.

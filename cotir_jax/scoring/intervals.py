@@ -1,7 +1,5 @@
 """How sure a mean over pictures is: bootstrap intervals, the same numbers on every run."""
 
-from __future__ import annotations
-
 import numpy as np
 
 CONFIDENCE = 0.95
@@ -17,8 +15,7 @@ def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
     larger.
 
     Args:
-        values: float `[pictures]`; NaN where a picture lacks the metric. For the gain of one method
-            over another, pass the differences per picture.
+        values: float `[pictures]`, gains for example; NaN where a picture lacks the metric.
 
     Returns:
         Lower and upper end; None with fewer than two values.

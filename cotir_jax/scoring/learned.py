@@ -4,8 +4,6 @@ pyiqa brings PyTorch and fetches each metric's network when it is first used; th
 that imports it.
 """
 
-from __future__ import annotations
-
 import importlib
 import threading
 from collections.abc import Callable

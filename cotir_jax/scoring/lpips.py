@@ -3,14 +3,13 @@
 Nothing is downloaded: the user gives the files with the network's and the linear layers' weights.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from cotir_jax.conversion.torch_files import read_tensors
 from cotir_jax.scoring.full_reference import check
@@ -18,16 +17,15 @@ from cotir_jax.scoring.full_reference import check
 # A smaller picture has no position left at the deepest features.
 MIN_SIDE = 31
 
-# Index in torchvision's `alexnet.features`; output and input channels, kernel side.
+# Index in torchvision's `alexnet.features`; output and input channels, side of the kernel, stride,
+# padding.
 _CONVOLUTIONS = {
-    0: (64, 3, 11),
-    3: (192, 64, 5),
-    6: (384, 192, 3),
-    8: (256, 384, 3),
-    10: (256, 256, 3),
+    0: (64, 3, 11, 4, 2),
+    3: (192, 64, 5, 1, 2),
+    6: (384, 192, 3, 1, 1),
+    8: (256, 384, 3, 1, 1),
+    10: (256, 256, 3, 1, 1),
 }
-_STRIDES = {0: 4}
-_PADDINGS = {0: 2, 3: 2}
 _AFTER_POOLING = (3, 6)
 
 # Of pictures in [-1, 1], per channel.
@@ -58,48 +56,36 @@ def load_lpips(files: Sequence[Path | str]) -> Weights:
     for file in files:
         tensors |= read_tensors(Path(file))
     where = " and ".join(str(file) for file in files)
+
+    def find(names: tuple[str, str], *shape: int) -> np.ndarray:
+        found = next((name for name in names if name in tensors), None)
+        if found is None:
+            raise ValueError(
+                f"{where}: no tensor {' or '.join(names)}; LPIPS needs torchvision's AlexNet and "
+                "the linear layers of lpips v0.1, in one file or two"
+            )
+        if (given := tensors[found].shape) != shape:
+            raise ValueError(f"{where}: {found} is {list(given)}, expected {list(shape)} (AlexNet)")
+        return tensors[found]
+
     weights = {}
-    for layer, (index, (out, into, side)) in enumerate(_CONVOLUTIONS.items()):
-        names = (f"features.{index}", f"net.slice{layer + 1}.{index}")
-        kernel = _find(
-            tensors, [f"{name}.weight" for name in names], (out, into, side, side), where
-        )
+    for layer, (index, (out, into, side, _, _)) in enumerate(_CONVOLUTIONS.items()):
+        one, other = f"features.{index}", f"net.slice{layer + 1}.{index}"
+        kernel = find((f"{one}.weight", f"{other}.weight"), out, into, side, side)
         weights[f"kernel{layer}"] = kernel.transpose(2, 3, 1, 0)
-        weights[f"bias{layer}"] = _find(tensors, [f"{name}.bias" for name in names], (out,), where)
+        weights[f"bias{layer}"] = find((f"{one}.bias", f"{other}.bias"), out)
         names = (f"lin{layer}.model.1.weight", f"lins.{layer}.model.1.weight")
-        weights[f"linear{layer}"] = _find(tensors, names, (1, out, 1, 1), where).reshape(out)
+        weights[f"linear{layer}"] = find(names, 1, out, 1, 1).reshape(out)
     return {name: jnp.asarray(value, jnp.float32) for name, value in weights.items()}
-
-
-def _find(
-    tensors: Mapping[str, np.ndarray], names: Sequence[str], shape: tuple[int, ...], where: str
-) -> np.ndarray:
-    found = next((name for name in names if name in tensors), None)
-    if found is None:
-        raise ValueError(
-            f"{where}: no tensor {' or '.join(names)}; LPIPS needs torchvision's AlexNet and "
-            "the linear layers of lpips v0.1, in one file or two"
-        )
-    if tensors[found].shape != shape:
-        raise ValueError(
-            f"{where}: {found} is {list(tensors[found].shape)}, expected {list(shape)} (AlexNet)"
-        )
-    return tensors[found]
 
 
 def lpips(restored: np.ndarray, reference: np.ndarray, weights: Weights) -> float | None:
     """Computes the perceptual distance: weighted squared differences of five feature maps.
 
-    Args:
-      restored: uint8 `[height, width, 3]`, RGB.
-      reference: clean picture, same shape and type.
-      weights: from `load_lpips`.
+    `weights` come from `load_lpips`; the pictures are those of `full_reference`'s metrics.
 
     Returns:
       0 for equal pictures, above for others; None where a side is below `MIN_SIDE`.
-
-    Raises:
-      ValueError: not uint8 `[height, width, 3]`, or unequal shapes.
 
     References:
       Zhang et al., The unreasonable effectiveness of deep features as a perceptual metric, 2018.
@@ -127,15 +113,13 @@ def _features(weights: Weights, pictures: jax.Array) -> list[jax.Array]:
     """Computes AlexNet's five rectified feature maps, `[batch, height, width, channels]` each."""
     maps = []
     hidden = pictures
-    for layer, index in enumerate(_CONVOLUTIONS):
+    for layer, (index, (*_, stride, padding)) in enumerate(_CONVOLUTIONS.items()):
         if index in _AFTER_POOLING:
-            window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
-            hidden = jax.lax.reduce_window(hidden, -jnp.inf, jax.lax.max, window, strides, "VALID")
-        padding = _PADDINGS.get(index, 1)
+            hidden = nnx.max_pool(hidden, (3, 3), strides=(2, 2))
         hidden = jax.lax.conv_general_dilated(
             hidden,
             weights[f"kernel{layer}"],
-            window_strides=(_STRIDES.get(index, 1),) * 2,
+            window_strides=(stride, stride),
             padding=[(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=jax.lax.Precision.HIGHEST,

@@ -1,7 +1,6 @@
 """PIQE: picture quality without a clean picture, in numpy and scipy."""
 
-from __future__ import annotations
-
+import einops
 import numpy as np
 from scipy import ndimage
 
@@ -37,7 +36,8 @@ def piqe(picture: np.ndarray) -> float:
     luma = picture.astype(np.float64) @ np.array(_LUMA_WEIGHTS)
     luma = np.rint(255 * (luma / max(float(luma.max()), 1e-9)))
     luma = np.pad(luma, [(0, -side % _BLOCK) for side in luma.shape], mode="symmetric")
-    blocks = _blocks(_normalised(luma))
+    pattern = "(rows height) (columns width) -> (rows columns) height width"
+    blocks = einops.rearrange(_normalised(luma), pattern, height=_BLOCK, width=_BLOCK)
     variance = blocks.var(axis=(1, 2), ddof=1)
     active = variance > 0.1
     score = _has_even_side(blocks) * (1 - variance) + _is_noisy(blocks, variance) * variance
@@ -59,13 +59,6 @@ def _is_noisy(blocks: np.ndarray, variance: np.ndarray) -> np.ndarray:
         ratio = np.nan_to_num(ratio, posinf=1e30)
         difference = np.abs(deviation - ratio) / np.maximum(deviation, ratio)
     return deviation > 2 * difference
-
-
-def _blocks(plane: np.ndarray) -> np.ndarray:
-    """Cuts `[rows * 16, columns * 16]` into `[rows * columns, 16, 16]`."""
-    rows, columns = (side // _BLOCK for side in plane.shape)
-    blocks = plane.reshape(rows, _BLOCK, columns, _BLOCK).transpose(0, 2, 1, 3)
-    return blocks.reshape(-1, _BLOCK, _BLOCK)
 
 
 def _normalised(luma: np.ndarray) -> np.ndarray:

@@ -1,7 +1,5 @@
 """Report of several methods' scores: JSON, a LaTeX table, and a page."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,9 @@ ALL = "all pictures"
 
 
 def write_report(scores: Scores, folder: Path, gallery: int = 4) -> list[Path]:
-    """Writes `metrics.json`, `metrics.tex` and `report.html` into a folder.
+    """Writes `metrics.json`, `metrics.tex` and `report.html` into a folder, which is made.
 
-    Args:
-      scores: from `scores.score`.
-      folder: made where needed.
-      gallery: how many of each method's worst and best pictures the page shows.
+    The page shows up to `gallery` of each method's worst and best pictures.
 
     Returns:
       The files written.
@@ -129,6 +124,4 @@ def _best(scores: Scores, metric: str) -> str:
 
 def _tex(text: str) -> str:
     special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(
-        special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text
-    )
+    return text.translate(str.maketrans(special | {sign: f"\\{sign}" for sign in "&%$#_{}"}))

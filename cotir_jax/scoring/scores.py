@@ -1,12 +1,12 @@
 """Scores of pictures: the table of metrics, which files belong together, one value for each."""
 
-from __future__ import annotations
-
 import os
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,14 +22,7 @@ Function = Callable[[np.ndarray, np.ndarray], float | None]
 
 
 class Metric(NamedTuple):
-    """A metric's title, precision, direction and definition.
-
-    Attributes:
-      title: for tables.
-      decimals: digits after the point.
-      higher_is_better: direction.
-      definition: which of the metric's many definitions this is.
-    """
+    """An entry of `metrics.toml`."""
 
     title: str
     decimals: int
@@ -37,31 +30,8 @@ class Metric(NamedTuple):
     definition: str
 
 
-_PYIQA = "no reference, as pyiqa computes it; higher is better"
-METRICS: dict[str, Metric] = {
-    "psnr": Metric("PSNR (dB)", 2, True,
-        "PSNR: all RGB values in [0, 1], 10 log10(1 / (MSE + 1e-8)), no border crop"),
-    "ssim": Metric("SSIM", 4, True,
-        "SSIM: luma round(0.299 R + 0.587 G + 0.114 B), 0 to 255, 11x11 Gaussian window of sigma "
-        "1.5, valid positions, contrast-structure term not below 0"),
-    "ms_ssim": Metric("MS-SSIM", 4, True,
-        "MS-SSIM: that SSIM at five scales (2x2 means), product with the weights of Wang et al. "
-        "2003"),
-    "lpips": Metric("LPIPS", 4, False,
-        "LPIPS: version 0.1, AlexNet; five feature maps of unit length per position, squared "
-        "differences weighted per channel, spatial means, summed; lower is better"),
-    "ciede2000": Metric("CIEDE2000", 3, False,
-        "CIEDE2000: colour difference in CIELAB of sRGB (D65), mean over pixels; lower is better"),
-    "piqe": Metric("PIQE", 2, False,
-        "PIQE: 16x16 blocks of normalised luma, artefacts and noise of the active ones "
-        "(Venkatanath et al. 2015); lower is better"),
-    "niqe": Metric("NIQE", 3, False, "NIQE: no reference, as pyiqa computes it; lower is better"),
-    "clipiqa_plus": Metric("CLIPIQA+", 4, True, f"CLIPIQA+: {_PYIQA}"),
-    "qalign": Metric("Q-Align", 4, True, f"Q-Align: {_PYIQA}, 1 to 5"),
-    "liqe": Metric("LIQE", 4, True, f"LIQE: {_PYIQA}, 1 to 5"),
-    "maclip": Metric("MACLIP", 4, True, f"MACLIP: {_PYIQA}"),
-    "clip_iqa": Metric("CLIP-IQA", 4, True, f"CLIP-IQA: {_PYIQA}"),
-}  # fmt: skip
+_TABLE = tomllib.loads((Path(__file__).parent / "metrics.toml").read_text(encoding="utf-8"))
+METRICS = {name: Metric(**entry) for name, entry in _TABLE.items()}
 FAST = ("psnr", "ssim", "ms_ssim")
 OFFLINE = (*FAST, "lpips", "ciede2000", "piqe")
 INPUT = "input"  # the method that stands for the degraded pictures themselves
@@ -180,12 +150,12 @@ def open_metrics(
         if name == "lpips" and not lpips_weights:
             missing[name] = "its weights were not given (--lpips-weights)"
         elif name == "lpips":
-            functions[name] = _lpips(lpips_weights)
+            functions[name] = partial(lpips.lpips, weights=lpips.load_lpips(lpips_weights))
         elif name == "piqe":
-            functions[name] = lambda picture, _: no_reference.piqe(picture)
+            functions[name] = _without_reference(no_reference.piqe)
         elif name in learned.PYIQA_NAMES:
             try:
-                functions[name] = _learned(name)
+                functions[name] = _without_reference(learned.open_learned(name))
             except ValueError as error:
                 missing[name] = str(error)
         else:
@@ -193,14 +163,8 @@ def open_metrics(
     return functions, missing
 
 
-def _lpips(files: Sequence[Path]) -> Function:
-    weights = lpips.load_lpips(files)
-    return lambda picture, clean: lpips.lpips(picture, clean, weights)
-
-
-def _learned(name: str) -> Function:
-    function = learned.open_learned(name)
-    return lambda picture, _: function(picture)
+def _without_reference(function: Callable[[np.ndarray], float]) -> Function:
+    return lambda picture, clean: function(picture)
 
 
 def _score_all(
@@ -249,17 +213,15 @@ def _score(
 def _match(references: list[Path], names: Iterable[str], what: str) -> list[str]:
     """Finds the one of `names` that belongs to each clean picture."""
     available = set(names)
-    by_stem: dict[str, list[str]] = {}
-    for name in available:
-        by_stem.setdefault(Path(name).stem, []).append(name)
-    counts = Counter(path.stem for path in references)
+    by_stem = {Path(name).stem: name for name in available}
+    theirs = Counter(Path(name).stem for name in available)
+    ours = Counter(path.stem for path in references)
     found, missing = [], []
     for path in references:
-        same_stem = by_stem.get(path.stem, [])
         if path.name in available:
             found.append(path.name)
-        elif len(same_stem) == 1 and counts[path.stem] == 1:
-            found += same_stem
+        elif ours[path.stem] == theirs[path.stem] == 1:
+            found.append(by_stem[path.stem])
         else:
             missing.append(path.name)
     if missing:

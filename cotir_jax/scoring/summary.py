@@ -1,7 +1,5 @@
 """Scoring a folder of restored pictures against the clean ones: means, table, summary file."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,15 +28,14 @@ def method_names(folders: Sequence[Path], with_input: bool) -> list[str]:
     names = []
     for own in parts:
         length = 1
-        while _taken(own[-length:], parts, with_input):
+        while (
+            (end := own[-length:]) == (INPUT,)
+            and with_input
+            or (sum(other[-length:] == end for other in parts) > 1)
+        ):
             length += 1
-        names.append("/".join(own[-length:]))
+        names.append("/".join(end))
     return names
-
-
-def _taken(end: tuple[str, ...], parts: Sequence[tuple[str, ...]], with_input: bool) -> bool:
-    shared = sum(other[-len(end) :] == end for other in parts) > 1
-    return shared or (with_input and end == (INPUT,))
 
 
 def summarise(scores: Scores, method: str) -> dict[str, Any]:

@@ -4,9 +4,7 @@ Off unless an endpoint is named. Whatever goes wrong, the caller gets None, keep
 sentence, and the failure is counted. Standard library only.
 """
 
-import base64
 import http.client
-import io
 import json
 import os
 import re
@@ -17,10 +15,10 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
 
 from cotir_jax import files
 from cotir_jax.bench.words.thoughts import without_markers
+from cotir_jax.images.pictures import data_url
 
 KEY_VARIABLE = "COTIR_SCENE_KEY"
 
@@ -144,14 +142,9 @@ def _final(code: int) -> bool:
 
 def _question(picture: np.ndarray, model: str) -> dict:
     """Makes the request's body, with the picture as a JPEG of at most 512 pixels a side."""
-    image = Image.fromarray(picture)
-    image.thumbnail((_SIDE, _SIDE))
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=90)
-    url = f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
     content = [
         {"type": "text", "text": _QUESTION},
-        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": {"url": data_url(picture, _SIDE, quality=90)}},
     ]
     return {
         "model": model,
