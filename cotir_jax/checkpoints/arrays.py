@@ -1,7 +1,5 @@
 """Reads the parts of model folders: Orbax checkpoints that are dictionaries of arrays."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -29,7 +27,7 @@ def read_arrays(path: Path, targets: Mapping[str, jax.ShapeDtypeStruct]) -> dict
         restore_args=ocp.checkpoint_utils.construct_restore_args(item),
         partial_restore=True,
     )
-    with _readable(path), _checkpointer() as checkpointer:
+    with _opened(path) as checkpointer:
         arrays = checkpointer.restore(path.absolute(), args=args)
     # A partial restore returns the targets of arrays that the checkpoint does not have.
     missing = [name for name, array in arrays.items() if isinstance(array, jax.ShapeDtypeStruct)]
@@ -47,7 +45,7 @@ def read_shapes(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     Raises:
       ValueError: for a checkpoint that is missing or damaged.
     """
-    with _readable(path), _checkpointer() as checkpointer:
+    with _opened(path) as checkpointer:
         tree = checkpointer.metadata(path.absolute()).item_metadata.tree
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in tree.items()}
 
@@ -63,23 +61,18 @@ def read_array(path: Path, name: str) -> np.ndarray:
         restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray)},
         partial_restore=True,
     )
-    with _readable(path), _checkpointer() as checkpointer:
+    with _opened(path) as checkpointer:
         return checkpointer.restore(path.absolute(), args=args)[name]
 
 
-def _checkpointer() -> ocp.Checkpointer:
-    return ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-
-
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turns the storage libraries' errors into one line that names the part."""
+def _opened(path: Path) -> Iterator[ocp.Checkpointer]:
+    """Yields what reads `path`; the storage libraries' errors become one line that names it."""
     if not path.is_dir():
         raise ValueError(f"{path}: this part of the model folder is missing; write it again")
     try:
-        yield
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            yield checkpointer
     except Exception as error:  # libraries raise many kinds
-        reason = files.one_line(error, 200)
-        raise ValueError(
-            f"{path}: cannot be read ({reason}); write the model folder again"
-        ) from None
+        reason = f"cannot be read ({files.one_line(error, 200)})"
+        raise ValueError(f"{path}: {reason}; write the model folder again") from None

@@ -1,7 +1,5 @@
 """A model folder, loaded: weights on devices, text encoders, and how programs are run on them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,6 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cotir_jax.checkpoints import model_folder, quantization
-from cotir_jax.checkpoints.text_encoders import load_text_encoders
 from cotir_jax.models.autoencoder import Autoencoder, PatchAutoencoder
 from cotir_jax.models.transformer import Text, Transformer
 from cotir_jax.parallel.sharding import BATCH_AXES, RULES, batch_sharding, make_mesh
@@ -83,7 +80,7 @@ class LoadedModel:
         mesh = mesh or make_mesh({"fsdp": -1})
         # The small parts first: what is missing shows before gigabytes are read.
         autoencoder = model_folder.load_autoencoder(path, mesh)
-        encoders = load_text_encoders(path, config, mesh, RULES)
+        encoders = model_folder.load_text_encoders(path, config, mesh, RULES)
         transformer = model_folder.load_model(path, mesh, RULES)
         model = cls(transformer, autoencoder, encoders, mesh, path)
         if int8:
@@ -92,8 +89,7 @@ class LoadedModel:
 
     def merge(self, weights: Any) -> tuple[Transformer, Autoencoder | PatchAutoencoder]:
         """Transformer and autoencoder with the given weights, for use inside programs."""
-        transformer, autoencoder = map(nnx.merge, self.graphdefs, weights)
-        return transformer, autoencoder
+        return nnx.merge(self.graphdefs[0], weights[0]), nnx.merge(self.graphdefs[1], weights[1])
 
     def compile(self, function: Callable[..., jax.Array], **options: Any) -> Callable[..., Any]:
         """`jax.jit` of a function of weights and arrays, with what the mesh's compiler needs.

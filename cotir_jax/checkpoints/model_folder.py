@@ -9,8 +9,6 @@ A folder that training wrote may hold only LoRA and adapter, and name the folder
 everything else is read from.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
@@ -32,6 +30,9 @@ from cotir_jax.models.lora import AdapterParam
 from cotir_jax.models.text_encoders.configs import ENCODERS
 from cotir_jax.models.transformer import Transformer
 from cotir_jax.parallel.sharding import Rules, shardings
+from cotir_jax.text.encoder import TextEncoder
+from cotir_jax.text.encoders import POOLED_TOKENS, TextEncoders
+from cotir_jax.text.tokenizer import TextTokenizer
 
 # Weights that ship with the package.
 PACKAGED = Path(__file__).parent.parent / "weights"
@@ -154,10 +155,7 @@ def root(folder: Path) -> Path:
 
 
 def load_model(
-    folder: Path,
-    mesh: Mesh,
-    rules: Rules,
-    config: presets.CoTIRConfig | None = None,
+    folder: Path, mesh: Mesh, rules: Rules, config: presets.CoTIRConfig | None = None
 ) -> Transformer:
     """Loads the transformer of a model folder onto a mesh; each device reads its own part.
 
@@ -173,8 +171,7 @@ def load_model(
     folder = Path(folder)
     stored = load_config(folder)
     config = config or stored
-    differing = _differing(stored, config)
-    if differing:
+    if differing := _differing(stored, config):
         raise ValueError(
             f"{folder} holds {stored.name} with other sizes than this {config.name}: {differing}"
         )
@@ -198,44 +195,43 @@ def load_autoencoder(folder: Path, mesh: Mesh) -> Autoencoder | PatchAutoencoder
     config = load_config(folder)
     if config.autoencoder == "patch":
         return PatchAutoencoder(config.patch)
-    base = root(folder)
-    sizes = _part_config(base, "autoencoder", description(base).get("autoencoder"))
-    own = _rebuilt(base, AutoencoderConfig, sizes)
-    return _load_part(base, "autoencoder", lambda: Autoencoder(own, rngs=nnx.Rngs(0)), mesh, ())
+    return _load_part(folder, "autoencoder", Autoencoder, AutoencoderConfig, mesh, ())
 
 
-def load_text_encoder(folder: Path, kind: str, mesh: Mesh, rules: Rules) -> nnx.Module:
-    """Loads a text encoder of a model folder onto a mesh.
+def load_text_encoders(
+    folder: Path, config: presets.CoTIRConfig, mesh: Mesh, rules: Rules, cache_gb: float = 1.0
+) -> TextEncoders:
+    """Loads the text encoders that a model was trained with.
 
     Args:
-      folder: of the model.
-      kind: key of `ENCODERS`.
-      mesh: devices that will hold it.
+      folder: the model folder; not read for MiniLM, which is part of the package.
+      config: the model's sizes.
+      mesh: devices that will hold them.
       rules: logical axis -> mesh axis.
+      cache_gb: memory for embeddings of texts that come again.
 
     Raises:
-      ValueError: when the folder lacks it, or it is damaged.
+      ValueError: when the folder lacks an encoder or its tokenizer, or it is damaged.
     """
-    make, sizes_kind = ENCODERS[kind]
-    base = root(folder)
-    sizes = _part_config(base, kind, description(base).get("text_encoders", {}).get(kind))
-    config = _rebuilt(base, sizes_kind, sizes)
-    return _load_part(base, kind, lambda: make(config, rngs=nnx.Rngs(0)), mesh, rules)
+    if config.text_encoder == "minilm":
+        return TextEncoders(TextEncoder.minilm(config.text_tokens, cache_gb=cache_gb), None)
 
+    def load(kind: str, tokens: int) -> TextEncoder:
+        path = root(folder) / "tokenizers" / kind
+        if not path.is_dir():
+            option = "--tokenizer-2" if kind == "clip" else "--tokenizer"
+            raise ValueError(
+                f"{folder}: holds no tokenizer for {kind}; convert the model again with "
+                f"{option}=FOLDER"
+            )
+        tokenizer = TextTokenizer(path, tokens, kind)
+        module = _load_part(folder, kind, *ENCODERS[kind], mesh, rules)
+        # FLUX.1 reads T5 and CLIP without a padding mask.
+        uses_mask = kind == "qwen3"
+        return TextEncoder(module, tokenizer, mesh=mesh, cache_gb=cache_gb, uses_mask=uses_mask)
 
-def tokenizer_folder(folder: Path, kind: str) -> Path:
-    """Where the tokenizer's files of a text encoder are.
-
-    Raises:
-      ValueError: when the folder lacks them.
-    """
-    path = root(folder) / "tokenizers" / kind
-    if not path.is_dir():
-        option = "--tokenizer-2" if kind == "clip" else "--tokenizer"
-        raise ValueError(
-            f"{folder}: holds no tokenizer for {kind}; convert the model again with {option}=FOLDER"
-        )
-    return path
+    pooled = load("clip", POOLED_TOKENS) if config.pooled_channels else None
+    return TextEncoders(load(config.text_encoder, config.text_tokens), pooled)
 
 
 def is_trained(variable: nnx.Variable) -> bool:
@@ -253,37 +249,28 @@ def flat(state: nnx.State) -> dict[str, nnx.Variable]:
     return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
 
 
-def _part_config(base: Path, part: str, sizes: Any) -> Any:
+def _load_part(
+    folder: Path, part: str, make: Callable[..., Any], config: type, mesh: Mesh, rules: Rules
+) -> Any:
+    """Loads a part that training does not write, of the sizes in its folder's `model.json`."""
+    base = root(folder)
+    described = description(base)
+    sizes = (described | described.get("text_encoders", {})).get(part)
     if sizes is None:
         raise ValueError(
             f"{base}: holds no {part}; convert the model again with {OPTIONS[part]}=PATH"
         )
-    return sizes
-
-
-def _rebuilt(base: Path, kind: type, sizes: Any) -> Any:
     try:
-        return presets.rebuild(kind, sizes)
+        built: Any = presets.rebuild(config, sizes)
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{base / 'model.json'}: damaged ({error}); convert it again") from None
-
-
-def _load_part(
-    folder: Path,
-    part: str,
-    make: Callable[[], Any],
-    mesh: Mesh,
-    rules: Rules,
-) -> Any:
-    structure, state = abstract(make)
-    return _merge(structure, state, read_arrays(folder / part, _targets(state, mesh, rules)))
+    structure, state = abstract(lambda: make(built, rngs=nnx.Rngs(0)))
+    return _merge(structure, state, read_arrays(base / part, _targets(state, mesh, rules)))
 
 
 def _targets(state: nnx.State, mesh: Mesh, rules: Rules) -> dict[str, jax.ShapeDtypeStruct]:
     placed = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        state,
-        shardings(state, mesh, rules),
+        lambda leaf, sharding: leaf.update(sharding=sharding), state, shardings(state, mesh, rules)
     )
     return {name: variable.get_value() for name, variable in flat(placed).items()}
 

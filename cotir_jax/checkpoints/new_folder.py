@@ -1,7 +1,5 @@
 """Folders that appear under their name only when they are complete."""
 
-from __future__ import annotations
-
 import contextlib
 import shutil
 from collections.abc import Iterator
@@ -37,7 +35,9 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
         yield temporary
         _together("written")
         if first:
-            _sync(temporary)
+            # A name must not outlive a power cut without its files.
+            for path in filter(Path.is_file, temporary.rglob("*")):
+                files.sync(path)
     except BaseException:
         if first:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -47,13 +47,6 @@ def new_folder(folder: Path, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(folder)
         temporary.rename(folder)
     _together("renamed")
-
-
-def _sync(folder: Path) -> None:
-    """Waits until all files are on the disk: a name must not outlive a power cut without them."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            files.sync(path)
 
 
 def _together(what: str) -> None:

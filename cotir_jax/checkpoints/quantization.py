@@ -7,8 +7,6 @@ outside of the blocks (embeddings, heads, final layer), norms, biases, LoRA and 
 their precision: they are small, and errors at both ends of the model are the most visible.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
@@ -43,12 +41,7 @@ def quantize_blocks(weights: Any) -> Any:
         return variable.replace(qwix.quantize(variable[...], "int8", channelwise_axes=axes))
 
     # One program, so that no second copy in floating point is made and shardings stay.
-    flat = jax.jit(
-        lambda state: nnx.from_flat_state(
-            [(path, quantized(path, variable)) for path, variable in nnx.to_flat_state(state)]
-        )
-    )
-    return flat(weights)
+    return jax.jit(lambda state: nnx.map_state(quantized, state))(weights)
 
 
 def is_block_kernel(path: tuple[Any, ...]) -> bool:

@@ -4,8 +4,6 @@ The data's order is a function of (seed, step), so the step says where reading g
 number of processes or workers was.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 from collections.abc import Iterator
@@ -92,8 +90,8 @@ class TrainingCheckpoints:
         with _readable(f"restoring step {step} from", self.folder):
             args = ocp.args.Composite(state=ocp.args.StandardRestore(_by_path(abstract_state)))
             flat = self.manager.restore(step, args=args).state
-        _, structure = jax.tree.flatten(abstract_state)
-        return jax.tree.unflatten(structure, [flat[name] for name in _by_path(abstract_state)])
+        leaves = [flat[name] for name in _by_path(abstract_state)]
+        return jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
 
     def restore_samples(self, step: int) -> dict[str, int]:
         """The counts of samples that were saved with `step`.

@@ -161,6 +161,11 @@ def unit_range(pixels: np.ndarray) -> np.ndarray:
     return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max / 2) - np.float32(1)
 
 
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """uint16 to uint8, rounded; uint8 stays as it is."""
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257).astype(np.uint8)
+
+
 def _load(
     source: Path | str | bytes, name: str, max_pixels: int, use: Callable[[pyvips.Image], _Result]
 ) -> _Result:

@@ -14,7 +14,7 @@ import jax
 from clu import parameter_overview
 from flax import nnx
 
-from cotir_jax.checkpoints.text_encoders import load_text_encoders
+from cotir_jax.checkpoints.model_folder import load_text_encoders
 from cotir_jax.checkpoints.training import TrainingCheckpoints
 from cotir_jax.data.batches import CorruptCounter, Stage, stage_batches
 from cotir_jax.data.fresh_samples import FreshSamples

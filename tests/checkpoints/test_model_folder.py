@@ -12,7 +12,7 @@ import pytest
 import tensorstore
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from support import released
+from support import released, tokenizer_folders
 
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.checkpoints.arrays import read_arrays
@@ -190,12 +190,16 @@ def test_damaged_description(copy):
 
 
 def test_parts_that_are_missing(copy):
-    mesh = make_mesh({"fsdp": -1})
+    mesh, config = make_mesh({"fsdp": -1}), model_folder.load_config(copy)
+    tokenizer = copy / "tokenizers" / "qwen3"
     for load, expected in (
         (lambda: model_folder.load_autoencoder(copy, mesh), "--autoencoder="),
-        (lambda: model_folder.load_text_encoder(copy, "qwen3", mesh, ()), "--text-encoder="),
-        (lambda: model_folder.tokenizer_folder(copy, "qwen3"), "--tokenizer="),
+        (lambda: model_folder.load_text_encoders(copy, config, mesh, ()), "--tokenizer="),
+        (lambda: model_folder.load_text_encoders(copy, config, mesh, ()), "--text-encoder="),
     ):
+        if expected == "--text-encoder=":
+            tokenizer.mkdir(parents=True)
+            tokenizer_folders.MAKERS["qwen3"](tokenizer)
         with pytest.raises(ValueError, match=expected) as error:
             load()
         assert str(copy) in _line(error)

@@ -5,7 +5,6 @@ import numpy as np
 from flax import nnx
 
 from cotir_jax.checkpoints import model_folder
-from cotir_jax.checkpoints.text_encoders import load_text_encoders
 from cotir_jax.models import presets
 from cotir_jax.models.autoencoder import PatchAutoencoder
 from cotir_jax.models.transformer import Transformer
@@ -21,7 +20,7 @@ def whole_picture_restorer(devices=None):
         "detail_channels=0",
     )
     mesh = make_mesh({"fsdp": -1}, devices)
-    encoders = load_text_encoders(model_folder.PACKAGED / "nano", config, mesh, ())
+    encoders = model_folder.load_text_encoders(model_folder.PACKAGED / "nano", config, mesh, ())
     model, rng = Transformer(config, rngs=nnx.Rngs(0)), np.random.default_rng(0)
     # Fresh weights give the picture back.
     moved = jax.tree.map(
