@@ -40,7 +40,8 @@ from cotir_jax.images.photo import check_pixels, unit_range
 from cotir_jax.models.transformer import predict
 
 FILE_NAME = "explain.npz"
-_PROMPT = "Please restore this degraded photo."
+# Names no degradation.
+DEFAULT_PROMPT = "Please restore this degraded photo."
 
 # Degradations show at a picture's own resolution, so it is read in evenly spread crops of the size
 # that the model was trained with; a model that takes pictures whole reads the middle.
@@ -90,19 +91,14 @@ class Explanation:
 
     def to_json(self) -> dict[str, Any]:
         """Converts to plain dictionaries and lists."""
-        readings = [
-            reading._asdict() | {"score": round(reading.score, 4)} for reading in self.degradations
-        ]
+        readings = [r._asdict() | {"score": round(r.score, 4)} for r in self.degradations]
         return dataclasses.asdict(self) | {"degradations": readings}
 
     def __str__(self) -> str:
-        scores = ", ".join(
-            f"{plain_name(r.name)} {r.score:.2f}" for r in self.degradations if r.named
-        )
+        named = [f"{plain_name(r.name)} {r.score:.2f}" for r in self.degradations if r.named]
+        scores = f" [{', '.join(named)}]" if named else ""
         note = "" if self.calibrated else " (uncalibrated)"
-        return f"{self.degradation} {self.plan} {self.scene}" + (
-            f" [{scores}]{note}" if scores else note
-        )
+        return f"{self.degradation} {self.plan} {self.scene}{scores}{note}"
 
 
 def evenly_spread_crops(pixels: np.ndarray, side: int, most: int = MOST_CROPS) -> np.ndarray:
@@ -153,7 +149,8 @@ class Explainer:
             guidance = jnp.full_like(timestep, config.guidance) if config.guidance_embed else None
             # XLA drops what only the velocity needs.
             out = predict(transformer, noise, condition, text, timestep, guidance)
-            return pool(jnp.stack([out.scene, out.degradation, out.plan], axis=1), pooling)
+            thoughts: Any = out.scene, out.degradation, out.plan
+            return pool(jnp.stack(thoughts, axis=1), pooling)
 
         self._program = model.compile(run)
 
@@ -198,7 +195,7 @@ class Explainer:
         crops = evenly_spread_crops(pixels, tile or WHOLE_SIDE, MOST_CROPS if tile else 1)
         size = self.model.crops_per_call if tile else self.model.parts
         filled = np.pad(unit_range(crops), ((0, -len(crops) % size), (0, 0), (0, 0), (0, 0)))
-        text, pooling = self.model.embed(_PROMPT, size), self.read_out.pooling
+        text, pooling = self.model.embed(DEFAULT_PROMPT, size), self.read_out.pooling
         found = [
             np.asarray(self.model.call(self._program, (batch, text), pooling))
             for batch in np.split(filled, len(filled) // size)
@@ -246,8 +243,8 @@ def save_file(path: Path, read_out: ReadOut, calibration: Calibration | None) ->
     arrays = {name: array.astype(np.float16) for name, array in read_out._asdict().items()}
     arrays["pooling"] = read_out.pooling
     if calibration:
-        kept = {name: np.asarray(value) for name, value in calibration._asdict().items()}
-        arrays |= {f"calibration_{name}": value for name, value in kept.items()}
+        fields = calibration._asdict().items()
+        arrays |= {f"calibration_{name}": np.asarray(value) for name, value in fields}
     with files.atomic_path(path) as temporary, open(temporary, "wb") as stream:
         np.savez_compressed(stream, **arrays)
 
@@ -273,8 +270,8 @@ def load_file(path: Path) -> tuple[ReadOut, Calibration | None]:
             raise ValueError("calibration of unknown degradations")
         return read_out, calibration
     except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        reason = files.one_line(error)
-        raise ValueError(f"{path}: damaged ({reason}); delete it and run cotir calibrate") from None
+        reason = f"damaged ({files.one_line(error)})"
+        raise ValueError(f"{path}: {reason}; delete it and run cotir calibrate") from None
 
 
 def _strength(scores: np.ndarray) -> str:

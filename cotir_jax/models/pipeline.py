@@ -27,29 +27,6 @@ def to_uint8(pictures: jax.Array) -> jax.Array:
     return jnp.round(jnp.clip(pictures * 127.5 + 127.5, 0.0, 255.0)).astype(jnp.uint8)
 
 
-def restore_pictures(
-    model: Transformer,
-    autoencoder: Autoencoder | PatchAutoencoder,
-    pictures: jax.Array,
-    text: Text,
-    noise_key: jax.Array,
-    num_steps: int,
-    empty_text: Text | None = None,
-) -> jax.Array:
-    """Restores a batch of 8-bit pictures: `restore_range` from and to uint8.
-
-    Args:
-      pictures: degraded, uint8 `[batch, height, width, 3]`; the others as `restore_range`'s.
-
-    Returns:
-      uint8 `[batch, height, width, 3]`.
-    """
-    degraded = to_unit_range(pictures)
-    return to_uint8(
-        restore_range(model, autoencoder, degraded, text, noise_key, num_steps, empty_text)
-    )
-
-
 def restore_range(
     model: Transformer,
     autoencoder: Autoencoder | PatchAutoencoder,
@@ -83,8 +60,7 @@ def restore_range(
       ValueError: for shapes that do not fit the model.
     """
     config = model.config
-    two_passes = config.guidance > 0 and not config.guidance_embed
-    if two_passes and empty_text is None:
+    if config.two_passes and empty_text is None:
         raise ValueError(f"{config.name} is guided by two passes: pass empty_text too")
     condition = autoencoder.encode(pictures)
     noise = jax.random.normal(noise_key, condition.shape[1:], jnp.float32)
@@ -99,18 +75,10 @@ def restore_range(
     def velocity(latents: jax.Array, timestep: jax.Array) -> jax.Array:
         def run(text: Text) -> jax.Array:
             guidance = jnp.full_like(timestep, config.guidance) if config.guidance_embed else None
-            return predict(
-                model,
-                latents,
-                condition,
-                text,
-                timestep,
-                guidance,
-                with_thoughts=False,
-                reference=reference,
-            ).velocity
+            arguments = model, latents, condition, text, timestep, guidance
+            return predict(*arguments, with_thoughts=False, reference=reference).velocity
 
-        if not two_passes:
+        if not config.two_passes:
             return run(text)
         unguided = run(empty_text)
         return unguided + config.guidance * (run(text) - unguided)

@@ -128,6 +128,11 @@ class CoTIRConfig:
         """Channels of an attention head."""
         return self.hidden_size // self.num_heads
 
+    @property
+    def two_passes(self) -> bool:
+        """Whether restoring takes a second pass, with an empty prompt, at each step."""
+        return self.guidance > 0 and not self.guidance_embed
+
 
 _CHOICES = {
     "family": ("flux1", "flux2"),
@@ -139,6 +144,7 @@ _CHOICES = {
     "dtype": ("bfloat16", "float32"),
     "remat": ("none", "dots", "full"),
 }
+
 
 def preset(name: str, overrides: str = "") -> CoTIRConfig:
     """Returns the preset `name` with some fields replaced.

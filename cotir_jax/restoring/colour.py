@@ -1,7 +1,5 @@
 """Matching a restored picture's colours to those of the degraded one, by wavelets. No jax."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 
@@ -45,8 +43,7 @@ def match_low_frequencies(
         )
     if levels < 1:
         raise ValueError(f"levels={levels}: expected at least 1")
-    # Distance of the farthest row that a result depends on.
-    reach = 2**levels - 1
+    reach = 2**levels - 1  # distance of the farthest row that a result depends on
     out = np.empty_like(restored)
     height, top = len(restored), np.iinfo(restored.dtype).max
     for start in range(0, height, _ROWS):

@@ -8,8 +8,6 @@ jax promises that versions up to six months later, and up to three weeks older, 
 (docs.jax.dev, "Exporting and serializing").
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,13 +69,10 @@ def export_program(
             "holds 2 GB; restore with the model folder"
         )
     function = jax.jit(picture_function(restorer, size, prompt, num_steps))
-    picture = jax.ShapeDtypeStruct((*size, 3), jnp.uint8)
-    seed = jax.ShapeDtypeStruct((), jnp.int32)
-    # The weights become constants: they must not refer to a mesh that the other machine lacks.
+    picture, seed = jax.ShapeDtypeStruct((*size, 3), jnp.uint8), jax.ShapeDtypeStruct((), jnp.int32)
     exported = jax.export.export(function, platforms=tuple(platforms))(picture, seed)
     data = exported.serialize()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     files.write_bytes(path, data)
     return len(data)
 
@@ -90,6 +85,7 @@ def picture_function(
     Returns:
       A pure function of a picture, uint8 `[height, width, 3]`, and a seed.
     """
+    # Constants of the program: they must not refer to a mesh that the other machine lacks.
     weights = jax.tree.map(np.asarray, restorer.weights)
     steps = num_steps or restorer.config.num_steps
     patch, side = restorer.config.patch, restorer.crop_side(size)

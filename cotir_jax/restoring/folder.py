@@ -1,20 +1,18 @@
 """Restoring a picture or a folder of them, while other pictures are read and written."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cotir_jax import files
-from cotir_jax.images.photo import SUFFIXES, Photo, photo_size, read_photo
+from cotir_jax.images.photo import SUFFIXES, Photo, eight_bits, photo_size, read_photo
 from cotir_jax.images.pictures import save_picture, side_by_side
-from cotir_jax.restoring.restorer import Group, Progress, RestoreOptions
+from cotir_jax.restoring.restorer import Progress, RestoreOptions, Restorer
 from cotir_jax.restoring.result import Restored
 
 REPORT = "report.json"
@@ -22,22 +20,6 @@ REPORT = "report.json"
 _READ = (*SUFFIXES, ".bmp", ".ppm", ".pgm", ".gif")
 # Not read, but photographs: the report must name them as failed.
 _REFUSED = (".heic", ".heif")
-
-
-class Batches(Protocol):
-    """What a folder is restored with: a `Restorer`, or a baseline."""
-
-    def plan_groups(
-        self, sizes: Sequence[tuple[int, int]], tile: int | None = None
-    ) -> list[Group]: ...
-
-    def restore_group(
-        self,
-        photos: Sequence[Photo],
-        bucket: tuple[int, int] | None,
-        options: RestoreOptions,
-        progress: Progress | None = None,
-    ) -> list[Restored]: ...
 
 
 class Job(NamedTuple):
@@ -48,7 +30,7 @@ class Job(NamedTuple):
 
 
 def restore_path(
-    restorer: Batches,
+    restorer: Restorer,
     source: Path,
     out: Path,
     options: RestoreOptions = RestoreOptions(),  # noqa: B008 (immutable)
@@ -87,15 +69,16 @@ def restore_path(
     if suffix != "same" and suffix not in SUFFIXES:
         raise ValueError(f"format {suffix}: accepted are {', '.join(SUFFIXES)} and same")
     single = not source.is_dir()
-    jobs = [_single_job(source, out, suffix)] if single else _folder_jobs(source, out, suffix)
-    outcome: dict[str, dict[str, str]] = {"restored": {}, "skipped": {}, "failed": {}}
-    if skip_existing:
-        there = [job for job in jobs if job.target.exists()]
-        jobs = [job for job in jobs if not job.target.exists()]
-        for job in there:
-            outcome["skipped"][str(job.source)] = str(job.target)
-        if there:
-            yield f"skipped {len(there)} pictures that are in {out} already"
+    jobs = _plan_jobs(source, out, suffix)
+    there = [job for job in jobs if skip_existing and job.target.exists()]
+    outcome: dict[str, dict[str, str]] = {
+        "restored": {},
+        "skipped": {str(job.source): str(job.target) for job in there},
+        "failed": {},
+    }
+    if there:
+        jobs = [job for job in jobs if str(job.source) not in outcome["skipped"]]
+        yield f"skipped {len(there)} pictures that are in {out} already"
     save = {"quality": quality, "compare": compare}
     for job, text, error in _restore_all(restorer, jobs, options, save, progress):
         if error is None:
@@ -136,29 +119,26 @@ def list_folder(folder: Path) -> list[Path]:
     return found
 
 
-def _single_job(source: Path, out: Path, suffix: str) -> Job:
-    if out.suffix:
-        return Job(source, out)
-    return Job(source, out / (source.stem + _suffix(source, suffix)))
-
-
-def _folder_jobs(source: Path, out: Path, suffix: str) -> list[Job]:
-    inside, results = source.resolve(), out.resolve()
-    # Results of an earlier run may be inside the folder itself.
-    paths = [path for path in list_folder(source) if results not in path.resolve().parents]
-    if inside == results:
-        raise ValueError(f"{out}: is the folder of the degraded pictures; name another one")
-    targets = [(path.relative_to(source).with_suffix(_suffix(path, suffix))) for path in paths]
-    twice = Counter(targets)
+def _plan_jobs(source: Path, out: Path, suffix: str) -> list[Job]:
+    """Where the results of a picture or of a folder's pictures go."""
+    if not source.is_dir() and out.suffix:
+        return [Job(source, out)]
+    paths, base = [source], source.parent
+    if source.is_dir():
+        results, base = out.resolve(), source
+        # Results of an earlier run may be inside the folder itself.
+        paths = [path for path in list_folder(source) if results not in path.resolve().parents]
+        if source.resolve() == results:
+            raise ValueError(f"{out}: is the folder of the degraded pictures; name another one")
+    targets = [path.relative_to(base).with_suffix(_suffix(path, suffix)) for path in paths]
+    twice = {target for target, count in Counter(targets).items() if count > 1}
     return [
         # a.jpg and a.png are both kept: a.jpg.png and a.png.png.
-        Job(path, out / (target if twice[target] == 1 else _longer_name(path, target, source)))
+        Job(
+            path, out / (target.with_name(path.name + target.suffix) if target in twice else target)
+        )
         for path, target in zip(paths, targets, strict=True)
     ]
-
-
-def _longer_name(path: Path, target: Path, source: Path) -> Path:
-    return path.relative_to(source).with_name(path.name + target.suffix)
 
 
 def _suffix(path: Path, suffix: str) -> str:
@@ -168,7 +148,7 @@ def _suffix(path: Path, suffix: str) -> str:
 
 
 def _restore_all(
-    restorer: Batches,
+    restorer: Restorer,
     jobs: Sequence[Job],
     options: RestoreOptions,
     save: Mapping[str, Any],
@@ -182,14 +162,15 @@ def _restore_all(
             readable.append(job)
         except ValueError as error:
             yield job, str(error), error
-    plan = restorer.plan_groups(sizes, options.tile)
-    groups = [[readable[index] for index in indices] for indices, _ in plan]
-    buckets = [bucket for _, bucket in plan]
+    groups = [
+        ([readable[index] for index in indices], bucket)
+        for indices, bucket in restorer.plan_groups(sizes, options.tile)
+    ]
     with ThreadPoolExecutor(2) as readers, ThreadPoolExecutor(2) as writers:
         ahead: list[list[Future]] = []
         writing: list[tuple[Job, np.ndarray, Future]] = []
-        for position, group in enumerate(groups):
-            for following in groups[position + len(ahead) : position + 2]:
+        for position, (group, bucket) in enumerate(groups):
+            for following, _ in groups[position + len(ahead) : position + 2]:
                 ahead.append([readers.submit(read_photo, job.source) for job in following])
             photos, read = [], []
             for job, future in zip(group, ahead.pop(0), strict=True):
@@ -201,7 +182,7 @@ def _restore_all(
             if not read:
                 continue
             try:
-                results = restorer.restore_group(photos, buckets[position], options, progress)
+                results = restorer.restore_group(photos, bucket, options, progress)
             except ValueError as error:
                 yield from ((job, f"{job.source}: {error}", error) for job in read)
                 continue
@@ -227,18 +208,14 @@ def _save(job: Job, photo: Photo, result: Restored, *, quality: int, compare: bo
     """Writes one result; returns text to append to its line."""
     job.target.parent.mkdir(parents=True, exist_ok=True)
     if compare:
-        rows = [_eight_bits(photo.pixels), _eight_bits(result.image)]
-        save_picture(side_by_side(rows), job.target)
+        pair = side_by_side([eight_bits(photo.pixels), eight_bits(result.image)])
+        save_picture(pair, job.target)
     else:
         result.save(job.target, quality)
     if result.thoughts is None:
         return ""
     _write_json(job.target.with_suffix(".json"), result.thoughts.to_json())
     return f": {result.thoughts}"
-
-
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
-    return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257).astype(np.uint8)
 
 
 def _write_json(path: Path, content: Any) -> None:

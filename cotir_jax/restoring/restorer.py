@@ -1,7 +1,5 @@
 """Restoring pictures: one jitted program, for whole pictures or overlapping crops of one size."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -12,15 +10,13 @@ import jax
 import numpy as np
 
 from cotir_jax.checkpoints.loaded_model import LoadedModel
-from cotir_jax.explaining.explainer import Explainer
+from cotir_jax.explaining.explainer import DEFAULT_PROMPT, Explainer
 from cotir_jax.images import tiling
 from cotir_jax.images.photo import Photo, check_pixels, unit_range
 from cotir_jax.models import pipeline
 from cotir_jax.models.transformer import Text
 from cotir_jax.restoring import colour
 from cotir_jax.restoring.result import Picture, Restored, as_photo
-
-DEFAULT_PROMPT = "Please restore this degraded photo."
 
 # Pictures above this many pixels are restored in crops of `LARGE_TILE` by models that take a
 # picture whole: FLUX was trained at about one megapixel.
@@ -81,26 +77,23 @@ class Restorer(LoadedModel):
         picture: Picture,
         prompt: str = DEFAULT_PROMPT,
         *,
-        num_steps: int | None = None,
-        seed: int = 0,
-        tile: int | None = None,
-        explain: bool = False,
-        match_colour: bool = False,
         progress: Progress | None = None,
+        **options: Any,
     ) -> Restored:
         """Restores one picture at its own size.
 
         Args:
           picture: a file, its bytes, a Pillow picture, a `Photo`, or an array uint8 or uint16
             `[height, width, 3]` (also `[height, width]`, or with alpha `[height, width, 4]`).
-          prompt, num_steps, seed, tile, explain, match_colour: see `RestoreOptions`.
+          prompt: what is wrong with it, in words.
           progress: called with how many of how many calls of the program are done.
+          options: the other fields of `RestoreOptions`.
 
         Raises:
           ValueError: for an unreadable picture, another shape or dtype, or an impossible tile.
         """
-        options = RestoreOptions(prompt, num_steps, seed, tile, explain, match_colour)
-        return self.restore_group([as_photo(picture)], None, options, progress)[0]
+        chosen = RestoreOptions(prompt, **options)
+        return self.restore_group([as_photo(picture)], None, chosen, progress)[0]
 
     def batch(
         self,
@@ -147,14 +140,11 @@ class Restorer(LoadedModel):
         most = tiling.MAX_PROGRAMS - (len(whole) < len(sizes))
         buckets = tiling.choose_buckets(whole, self.config.patch, max_programs=most)
         groups: list[Group] = []
-        waiting: dict[tuple[int, int], list[int]] = {}
+        waiting: dict[tuple[int, int] | None, list[int]] = {}
         for index, size in enumerate(sizes):
-            if self.crop_side(size, tile):
-                groups.append(([index], None))
-                continue
-            bucket = buckets[size]
+            bucket = buckets.get(size)
             waiting.setdefault(bucket, []).append(index)
-            if len(waiting[bucket]) == self.parts:
+            if len(waiting[bucket]) == (self.parts if bucket else 1):
                 groups.append((waiting.pop(bucket), bucket))
         return groups + [(indices, bucket) for bucket, indices in waiting.items()]
 
@@ -178,16 +168,16 @@ class Restorer(LoadedModel):
             results = [self.restore_array(one, options, progress) for one in pixels]
         else:
             results = self._restore_whole(pixels, bucket, options)
-        return [
-            self._finish(photo, result, options)
-            for photo, result in zip(photos, results, strict=True)
-        ]
+        restored = []
+        for photo, result in zip(photos, results, strict=True):
+            if options.match_colour:
+                result = colour.match_low_frequencies(result, photo.pixels)
+            thoughts = self.explainer(photo.pixels) if options.explain else None
+            restored.append(Restored(dataclasses.replace(photo, pixels=result), thoughts))
+        return restored
 
     def restore_array(
-        self,
-        pixels: np.ndarray,
-        options: RestoreOptions,
-        progress: Progress | None = None,
+        self, pixels: np.ndarray, options: RestoreOptions, progress: Progress | None = None
     ) -> np.ndarray:
         """Restores an array at its own size; nothing is resized.
 
@@ -225,11 +215,6 @@ class Restorer(LoadedModel):
             pixels, run, tile=side, multiple=patch, batch=batch, progress=progress
         )
 
-    @property
-    def programs(self) -> int:
-        """How many programs have been compiled so far."""
-        return self._program._cache_size()
-
     @cached_property
     def explainer(self) -> Explainer:
         """Tells what was wrong with a picture, from the adapter's thoughts."""
@@ -245,8 +230,7 @@ class Restorer(LoadedModel):
 
     def embed_prompts(self, prompt: str, batch: int) -> tuple[Text, Text | None]:
         """Embeddings of the prompt for each of a batch, and of an empty one where that guides."""
-        two_passes = self.config.guidance > 0 and not self.config.guidance_embed
-        return self.embed(prompt, batch), self.embed("", batch) if two_passes else None
+        return self.embed(prompt, batch), self.embed("", batch) if self.config.two_passes else None
 
     def _crop_batch(self, size: tuple[int, int], side: int, tile: int | None) -> int:
         """Crops of one call: a fixed few, or as many as fit in a tile."""
@@ -273,16 +257,6 @@ class Restorer(LoadedModel):
     def _run(
         self, pictures: np.ndarray, corners: np.ndarray | None, options: RestoreOptions
     ) -> jax.Array:
-        texts = self.embed_prompts(options.prompt, len(pictures))
-        return self.call(
-            self._program,
-            (unit_range(pictures), *texts, corners),
-            jax.random.key(options.seed),
-            num_steps=options.num_steps or self.config.num_steps,
-        )
-
-    def _finish(self, photo: Photo, restored: np.ndarray, options: RestoreOptions) -> Restored:
-        thoughts = self.explainer(photo.pixels) if options.explain else None
-        if options.match_colour:
-            restored = colour.match_low_frequencies(restored, photo.pixels)
-        return Restored(dataclasses.replace(photo, pixels=restored), thoughts)
+        batch = unit_range(pictures), *self.embed_prompts(options.prompt, len(pictures)), corners
+        steps, key = options.num_steps or self.config.num_steps, jax.random.key(options.seed)
+        return self.call(self._program, batch, key, num_steps=steps)

@@ -1,7 +1,5 @@
 """Input and result of a `Restorer`: kinds of pictures that it takes, and `Restored`."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 from pathlib import Path
@@ -10,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from cotir_jax.explaining.explainer import Explanation
-from cotir_jax.images.photo import Photo, check_pixels, read_photo, write_photo
+from cotir_jax.images.photo import Photo, check_pixels, eight_bits, read_photo, write_photo
 
 Picture = Photo | np.ndarray | Image.Image | Path | str | bytes
 
@@ -38,8 +36,7 @@ class Restored:
 
     def _repr_png_(self) -> bytes:  # shown by notebooks
         stream = io.BytesIO()
-        pixels = self.image if self.image.dtype == np.uint8 else self.image // 257
-        Image.fromarray(pixels.astype(np.uint8)).save(stream, "PNG")
+        Image.fromarray(eight_bits(self.image)).save(stream, "PNG")
         return stream.getvalue()
 
 

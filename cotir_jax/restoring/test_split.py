@@ -1,7 +1,5 @@
 """Restoring a test split: every listed picture with its prompts, once."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping

@@ -107,7 +107,7 @@ class Validation:
             "hq": batch["hq"],
             "text": Text(embedded["prompt"].embeddings, embedded.get("pooled")),
         }
-        if self._run.model.guidance and not self._run.model.guidance_embed:
+        if self._run.model.two_passes:
             out["empty"] = encode_prompts(text, [""] * self._size)
         return out
 
@@ -120,12 +120,13 @@ def mean_psnr(pictures: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _restore(frozen: Frozen, state: TrainState, batch: Mapping[str, Any]) -> jax.Array:
-    return pipeline.restore_pictures(
+    restored = pipeline.restore_range(
         nnx.merge(state.graphdef, evaluation_weights(state), frozen.transformer),
         nnx.merge(state.autoencoder, frozen.autoencoder),
-        batch["lq"],
+        pipeline.to_unit_range(batch["lq"]),
         batch["text"],
         jax.random.key(0),
         state.config.num_steps,
         batch.get("empty"),
     )
+    return pipeline.to_uint8(restored)

@@ -174,10 +174,10 @@ def restore(config: CoTIRConfig, size: int, batch: int, turns: int, mesh) -> dic
     inputs = random_batch(config, size, batch)
 
     def run(weights, pictures, prompt, key):
-        return pipeline.restore_pictures(
+        return pipeline.to_uint8(pipeline.restore_range(
             nnx.merge(graphdef, weights[0]), nnx.merge(autoencoder, weights[1]),
-            pictures, Text(prompt), key, config.num_steps,
-        )  # fmt: skip
+            pipeline.to_unit_range(pictures), Text(prompt), key, config.num_steps,
+        ))  # fmt: skip
 
     args = weights, inputs["lq"], inputs["prompt"], jax.random.key(0)
     program, cost = compiled(run, *args)

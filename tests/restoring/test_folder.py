@@ -89,7 +89,7 @@ def test_two_hundred_pictures_of_sixty_sizes_compile_six_programs_at_most(tmp_pa
     for path in list_folder(tmp_path / "in"):
         with Image.open(path) as degraded, Image.open(tmp_path / "out" / path.name) as restored:
             assert degraded.size == restored.size
-    assert 1 < restorer.programs <= tiling.MAX_PROGRAMS == 6
+    assert 1 < restorer._program._cache_size() <= tiling.MAX_PROGRAMS == 6
 
 
 _ON_DEVICES = """

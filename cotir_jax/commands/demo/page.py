@@ -16,7 +16,7 @@ from cotir_jax import files
 from cotir_jax.bench.composites import SINGLES, apply_chain, folder_name, sample_chain
 from cotir_jax.bench.words.phrases import prompt_files
 from cotir_jax.bench.words.table import plain_name
-from cotir_jax.images.photo import read_photo
+from cotir_jax.images.photo import eight_bits, read_photo
 from cotir_jax.restoring.restorer import DEFAULT_PROMPT, Restored, Restorer
 
 FORMATS = ("png", "jpg", "webp", "tif", "avif")
@@ -197,9 +197,7 @@ def _presets() -> list[tuple[str, str]]:
 
 
 def _preview(pixels: np.ndarray) -> Image.Image:
-    if pixels.dtype == np.uint16:
-        pixels = (pixels // 257).astype(np.uint8)
-    image = Image.fromarray(pixels)
+    image = Image.fromarray(eight_bits(pixels))
     image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
     return image
 
