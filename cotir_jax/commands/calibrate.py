@@ -28,13 +28,14 @@ def add_calibrate(commands: Commands) -> None:
 def _calibrate(args: argparse.Namespace) -> None:
     if not args.jsonl.is_file():
         raise ValueError(f"{args.jsonl}: no such file; name the test.jsonl of a validation split")
-    from cotir_jax.explaining import test_split
-    from cotir_jax.restoring.restorer import Restorer
+    from cotir_jax.checkpoints.loaded_model import LoadedModel
+    from cotir_jax.explaining import explainer, test_split
 
-    explainer = test_split.calibrate(Restorer.load(args.model_dir).explainer, args.jsonl)
-    assert explainer.calibration is not None
-    for name, threshold in zip(
-        explainer.calibration.names, explainer.calibration.thresholds, strict=True
-    ):
+    model = LoadedModel.load(args.model_dir)
+    loaded = explainer.Explainer.load(model)
+    assert model.folder is not None
+    fitted = test_split.calibrate(loaded, args.jsonl)
+    explainer.save_file(model.folder / explainer.FILE_NAME, loaded.read_out, fitted)
+    for name, threshold in zip(fitted.names, fitted.thresholds, strict=True):
         print(f"{name}: named from {threshold:.2f} on")
-    print(f"{explainer.calibration.pictures} pictures -> {explainer.model.folder}")
+    print(f"{fitted.pictures} pictures -> {model.folder}")

@@ -39,10 +39,11 @@ def _explain(args: argparse.Namespace) -> None:
     from cotir_jax.images.photo import read_photo
 
     photo = read_photo(args.source) if args.source else None
+    from cotir_jax.checkpoints.loaded_model import LoadedModel
     from cotir_jax.explaining import calibration, test_split
-    from cotir_jax.restoring.restorer import Restorer
+    from cotir_jax.explaining.explainer import Explainer
 
-    explainer = Restorer.load(args.model_dir).explainer
+    explainer = Explainer.load(LoadedModel.load(args.model_dir))
     if photo is not None:
         print(json.dumps(explainer(photo.pixels).to_json(), indent=1))
         return

@@ -145,18 +145,10 @@ def measure_accuracy(
 
     Args:
       names: degradations.
-      scores: `[pictures, names]`.
-      named: `[pictures, names]`, bool.
-      truth: `[pictures, names]`, bool.
-
-    Raises:
-      ValueError: no pictures, or shapes that differ.
+      scores: `[pictures, names]`, of one picture at least.
+      named: which degradations were named for which picture, same shape, bool.
+      truth: which they have, same shape, bool.
     """
-    if not len(scores) or not scores.shape == named.shape == truth.shape:
-        raise ValueError(
-            f"scores {scores.shape}, named {named.shape} and truth {truth.shape}: expected all "
-            "three [pictures, names], with one picture at least"
-        )
     hits, said, there = (x.sum(axis=0) for x in (named & truth, named, truth))
     rows = [
         Accuracy(

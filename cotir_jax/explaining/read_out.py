@@ -130,11 +130,8 @@ def fit_read_out(encoder: TextEncoder, per_name: int = 12) -> ReadOut:
     """
     written = write_thoughts(per_name)
     pooling, maps = [], []
-    for sentences, labels in (
-        (written.scenes, written.scene_labels),
-        (written.degradations, written.labels),
-        (written.plans, written.labels),
-    ):
+    all_labels = written.scene_labels, written.labels, written.labels
+    for sentences, labels in zip(written[:3], all_labels, strict=True):
         ids, mask = encoder.tokenize(sentences)
         weights = mask.mean(0) / mask.mean(0).sum()
         # Few at a time: of klein-4b an embedding takes 8 MB.

@@ -16,33 +16,24 @@ from tqdm import tqdm
 
 from cotir_jax.bench.composites import SINGLES
 from cotir_jax.bench.listing import find_lq, read_listing
-from cotir_jax.explaining.calibration import AccuracyTable, fit_calibration, measure_accuracy
-from cotir_jax.explaining.explainer import FILE_NAME, Explainer, Explanation, save_file
+from cotir_jax.explaining import calibration
+from cotir_jax.explaining.explainer import Explainer, Explanation
 from cotir_jax.images.pictures import load_picture
 
 
-def calibrate(explainer: Explainer, listing: Path, save: bool = True) -> Explainer:
+def calibrate(explainer: Explainer, listing: Path) -> calibration.Calibration:
     """Calibrates on a validation split: neither training's nor the one that is reported.
 
     Args:
       explainer: calibrated already or not.
       listing: the split's `test.jsonl`.
-      save: write `explain.npz` into the model folder.
-
-    Returns:
-      The calibrated explainer.
 
     Raises:
       ValueError: for a damaged listing, or a split with too few kinds of degradations.
     """
     thoughts, types = split_thoughts(explainer, listing)
     raw = explainer.raw_scores(thoughts)[:, : len(SINGLES)]
-    calibration = fit_calibration(SINGLES, raw, truth_table(types))
-    if save:
-        if explainer.model.folder is None:
-            raise ValueError("a model without a folder keeps no calibration; give save=False")
-        save_file(Path(explainer.model.folder) / FILE_NAME, explainer.read_out, calibration)
-    return Explainer(explainer.model, explainer.read_out, calibration)
+    return calibration.fit_calibration(SINGLES, raw, truth_table(types))
 
 
 def explain_split(explainer: Explainer, listing: Path) -> tuple[list[Explanation], list[str]]:
@@ -61,7 +52,9 @@ def split_thoughts(explainer: Explainer, listing: Path) -> tuple[np.ndarray, lis
     return np.stack(thoughts), [row.deg_type for row in rows]
 
 
-def accuracy(explanations: Sequence[Explanation], types: Sequence[str]) -> AccuracyTable:
+def accuracy(
+    explanations: Sequence[Explanation], types: Sequence[str]
+) -> calibration.AccuracyTable:
     """How well degradations are named; a degradation that is not reported counts as score 0.
 
     Args:
@@ -74,7 +67,7 @@ def accuracy(explanations: Sequence[Explanation], types: Sequence[str]) -> Accur
         for reading in explanation.degradations:
             column = SINGLES.index(reading.name)
             scores[row, column], named[row, column] = reading.score, reading.named
-    return measure_accuracy(SINGLES, scores, named, truth_table(types))
+    return calibration.measure_accuracy(SINGLES, scores, named, truth_table(types))
 
 
 def truth_table(types: Sequence[str]) -> np.ndarray:

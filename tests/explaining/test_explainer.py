@@ -166,11 +166,9 @@ def test_a_split_calibrates_and_is_scored(explainer, tmp_path):
         test_per_degradation=12, size=96, workers=1,
     )  # fmt: skip
     listing = tmp_path / "bench" / "test" / "test.jsonl"
-    fitted = test_split.calibrate(explainer, listing, save=False)
-    assert (
-        fitted.calibration.names == ("low-light", "over-exposure")
-        and fitted.calibration.pictures == 24
-    )
+    calibrated = test_split.calibrate(explainer, listing)
+    assert calibrated.names == ("low-light", "over-exposure") and calibrated.pictures == 24
+    fitted = Explainer(explainer.model, explainer.read_out, calibrated)
     explanations, truth = test_split.explain_split(fitted, listing)
     table = test_split.accuracy(explanations, truth)
     assert {row.name for row in table.rows} == {"low-light", "over-exposure"}
