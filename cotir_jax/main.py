@@ -76,8 +76,8 @@ def _compile() -> None:
 
     with files.errors_on_one_line(_DEBUG.value):
         result = report.report(_CONFIG.value, _TOPOLOGY.value, _NUM_SLICES.value, _STAGE.value)
-    print(result.json_line())
-    sys.exit(0 if result.fits else 1)
+    print(json.dumps(result))
+    sys.exit(0 if result["fits"] else 1)
 
 
 def _train() -> None:

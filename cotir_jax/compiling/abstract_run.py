@@ -1,7 +1,5 @@
 """What a run computes with, as shapes and shardings: nothing is allocated or read."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from cotir_jax.models import pipeline, presets
+from cotir_jax.models import presets
 from cotir_jax.models.text_encoders import configs
-from cotir_jax.models.transformer import Transformer
 from cotir_jax.parallel.sharding import Rules, batch_sharding, shardings
 from cotir_jax.text.encoder import TextEncoder
 from cotir_jax.text.encoders import (
@@ -22,10 +19,11 @@ from cotir_jax.text.encoders import (
     Embedded,
     TextEncoders,
     encoder_weights,
-)
+)  # fmt: skip
 from cotir_jax.text.tokenizer import Tokens
 from cotir_jax.training.config import Run
-from cotir_jax.training.state import Frozen, TrainState, init_state
+from cotir_jax.training.state import Frozen, TrainState
+from cotir_jax.training.weights import draw_state
 
 # Several degradations, so that a multiplier for each has its real shape.
 _DEGRADATIONS = 18
@@ -42,38 +40,28 @@ def abstract_step(
       patch_size: side of the pictures in pixels.
       text: the encoders, for a step that encodes texts itself.
     """
-    model_config = run.model
-
-    def fresh() -> tuple[Frozen, TrainState]:
-        rngs = nnx.Rngs(0)
-        model = Transformer(model_config, rngs=rngs)
-        autoencoder = pipeline.make_autoencoder(model_config, rngs=rngs)
-        return init_state(model, autoencoder, run.settings, run.seed, run.groups(_DEGRADATIONS))
-
-    frozen, state = placed(jax.eval_shape(fresh), run.mesh, run.rules)
+    model, groups = run.model, run.groups(_DEGRADATIONS)
+    frozen, state = placed(jax.eval_shape(lambda: draw_state(run, groups)), run.mesh, run.rules)
     split = batch_sharding(run.mesh)
 
-    def rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def rows(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
 
-    tokens = model_config.text_tokens
-    picture = rows((patch_size, patch_size, 3), jnp.uint8)
-    batch: dict[str, Any] = {"lq": picture, "hq": picture, "group": rows((), jnp.int32)}
-
     def tokens_of(count: int) -> Tokens:
-        return Tokens(rows((count,), jnp.int32), rows((count,), jnp.bool_))
+        return Tokens(rows(jnp.int32, count), rows(jnp.bool_, count))
 
-    if text is not None:
-        batch |= {name: tokens_of(tokens) for name in TEXTS}
-        if text.pooled is not None:
-            batch["pooled"] = tokens_of(POOLED_TOKENS)
-        return frozen._replace(text=encoder_weights(text, run.mesh)), state, batch
-    embedded = Embedded(
-        rows((tokens, model_config.text_channels), jnp.bfloat16), rows((tokens,), jnp.bool_)
-    )
-    batch |= dict.fromkeys(TEXTS, embedded)
-    if model_config.pooled_channels:
-        batch["pooled"] = rows((model_config.pooled_channels,), jnp.bfloat16)
+    if text is None:
+        embeddings = rows(jnp.bfloat16, model.text_tokens, model.text_channels)
+        texts: Any = Embedded(embeddings, rows(jnp.bool_, model.text_tokens))
+        pooled: Any = rows(jnp.bfloat16, model.pooled_channels)
+    else:
+        frozen = frozen._replace(text=encoder_weights(text, run.mesh))
+        texts, pooled = tokens_of(model.text_tokens), tokens_of(POOLED_TOKENS)
+    picture = rows(jnp.uint8, patch_size, patch_size, 3)
+    batch = dict.fromkeys(("lq", "hq"), picture) | dict.fromkeys(TEXTS, texts)
+    batch["group"] = rows(jnp.int32)
+    if model.pooled_channels:
+        batch["pooled"] = pooled
     return frozen, state, batch
 
 
@@ -116,7 +104,5 @@ def sum_bytes(tree: Any) -> int:
 def placed(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     """Adds shardings to a tree of shapes."""
     return jax.tree.map(
-        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
-        tree,
-        shardings(tree, mesh, rules),
+        lambda leaf, where: leaf.update(sharding=where), tree, shardings(tree, mesh, rules)
     )

@@ -1,11 +1,9 @@
 """Collectives of a compiled program, read from its HLO text."""
 
-from __future__ import annotations
-
 import math
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -25,14 +23,7 @@ _CALLED = re.compile(
 )
 
 
-class Moved(NamedTuple):
-    """One kind of collective: how often it runs in a step, and the bytes a device receives."""
-
-    times: int
-    bytes: int
-
-
-def collectives(hlo: str, slice_of: Sequence[int] | None = None) -> dict[str, Moved]:
+def collectives(hlo: str, slice_of: Sequence[int] | None = None) -> dict[str, tuple[int, int]]:
     """Counts the collectives of a compiled program.
 
     Loops count as often as they run: their trip count is the constant that their condition
@@ -47,36 +38,30 @@ def collectives(hlo: str, slice_of: Sequence[int] | None = None) -> dict[str, Mo
         appended.
 
     Returns:
-      kind -> how often and how many bytes, those that occur.
+      kind -> how often it runs in a step, and the bytes that a device receives.
     """
     computations, entry = _computations(hlo)
-    found: dict[tuple[str, str], tuple[str, float, int]] = {}
+    found: dict[tuple[str, str], tuple[re.Match[str], int]] = {}
 
     def walk(name: str, times: int) -> None:
-        for line in computations.get(name, ()):
-            match = _INSTRUCTION.match(line)
-            if match is None:
-                continue
-            kind = match[3].removesuffix("-start")
+        for match in filter(None, map(_INSTRUCTION.match, computations.get(name, ()))):
+            line, kind = match.string, match[3].removesuffix("-start")
             if kind in _COLLECTIVES:
                 channel = re.search(r"channel_id=(\d+)", line)
-                key = (kind, channel[1] if channel else match[1])
-                found[key] = (line, times, len(_groups(line)[0]))
-            inner = times
-            if match[3] == "while":
-                inner = times * _trip_count(computations, line)
+                found[kind, channel[1] if channel else match[1]] = match, times
+            inner = times * _trip_count(computations, line) if kind == "while" else times
             for called in _CALLED.findall(line):
                 for child in called.replace("%", "").split(","):
                     walk(child.strip(), inner)
 
     walk(entry, 1)
-    moved: dict[str, Moved] = {}
-    for (kind, _), (line, times, size) in found.items():
-        received = times * _received(kind, line, size)
-        if slice_of and _crosses(line, slice_of):
+    moved: dict[str, tuple[int, int]] = {}
+    for (kind, _), (match, times) in found.items():
+        received = int(times * _received(kind, match))
+        if slice_of and _crosses(match.string, slice_of):
             kind += " between slices"
-        before = moved.get(kind, Moved(0, 0))
-        moved[kind] = Moved(before.times + int(times), before.bytes + int(received))
+        runs, size = moved.get(kind, (0, 0))
+        moved[kind] = runs + times, size + received
     return moved
 
 
@@ -104,28 +89,25 @@ def _trip_count(computations: Mapping[str, list[str]], line: str) -> int:
         _definitions(computations.get(found[1], []))
         for found in re.finditer(r"(?:condition|body)=%?([\w.\-]+)", line)
     )
-    for kind, operands in condition.values():
-        limits = [
-            int(condition[name][1][0]) for name in operands if _is(condition, name, "constant")
-        ]
+    for kind, operands in list(condition.values()):
+        inputs = [condition[name] for name in operands]
+        limits = [int(value[0]) for kind, value in inputs if kind == "constant"]
         if kind == "compare" and limits:
-            counters = [name for name in operands if _is(condition, name, "get-tuple-element")]
-            step = _step(body, condition[counters[0]][1][1]) if counters else 1
+            places = [found[1] for kind, found in inputs if kind == "get-tuple-element"]
+            step = _step(body, int(places[0])) if places else 1
             return -(-limits[0] // (step or 1))
     return 1
 
 
-def _definitions(lines: list[str]) -> dict[str, tuple[str, list[str]]]:
+def _definitions(lines: list[str]) -> defaultdict[str, tuple[str, list[str]]]:
     """Reads each instruction's kind and operands, a constant's value, an element's index.
 
     Returns:
-      By name; the root also under "".
+      By name, the root also under ""; ("", []) for what is not there.
     """
-    found = {}
-    for line in lines:
-        match = _INSTRUCTION.match(line)
-        if match is None:
-            continue
+    found: defaultdict[str, tuple[str, list[str]]] = defaultdict(lambda: ("", []))
+    for match in filter(None, map(_INSTRUCTION.match, lines)):
+        line = match.string
         inside = line[match.end() :].split(")", 1)
         operands = re.findall(r"%([\w.\-]+)", inside[0])
         if match[3] == "constant":
@@ -138,41 +120,35 @@ def _definitions(lines: list[str]) -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-def _is(definitions: Mapping[str, tuple[str, list[str]]], name: str, kind: str) -> bool:
-    return definitions.get(name, ("", []))[0] == kind
-
-
-def _step(body: Mapping[str, tuple[str, list[str]]], index: str) -> int:
+def _step(body: Mapping[str, tuple[str, list[str]]], index: int) -> int:
     """Returns what a loop's body adds to its counter, one of what it carries; 1 if unclear."""
 
     def added(name: str) -> int:
-        kind, operands = body.get(name, ("", []))
+        kind, operands = body[name]
         if kind == "add":
             return sum(added(operand) for operand in operands)
         return int(operands[0]) if kind == "constant" else 0
 
-    kind, carried = body.get("", ("", []))
-    return added(carried[int(index)]) if kind == "tuple" else 1
+    kind, carried = body[""]
+    return added(carried[index]) if kind == "tuple" else 1
 
 
-def _received(kind: str, line: str, size: int) -> float:
+def _received(kind: str, match: re.Match[str]) -> float:
     """Returns the bytes that a device receives in one run."""
-    match = _INSTRUCTION.match(line)
-    assert match is not None
-    arrays = [_bytes(*array) for array in _ARRAY.findall(match[2])]
+    arrays = [
+        _BYTES.get(dtype, 0) * math.prod(int(side) for side in shape.split(",") if side)
+        for dtype, shape in _ARRAY.findall(match[2])
+    ]
     if kind == "collective-permute":
         return arrays[0]
-    share = (size - 1) / size
+    size = len(_groups(match.string)[0])
+    share, started = (size - 1) / size, match[3].endswith("-start")
     if kind == "all-gather":
         # Asynchronous ones return (input, result).
-        return share * (max(arrays) if match[3].endswith("-start") else sum(arrays))
+        return share * (max(arrays) if started else sum(arrays))
     if kind == "reduce-scatter":
-        return (size - 1) * (min(arrays) if match[3].endswith("-start") else sum(arrays))
+        return (size - 1) * (min(arrays) if started else sum(arrays))
     return share * sum(arrays) * (2 if kind == "all-reduce" else 1)
-
-
-def _bytes(dtype: str, shape: str) -> float:
-    return _BYTES.get(dtype, 0) * math.prod(int(side) for side in shape.split(",") if side)
 
 
 def _crosses(line: str, slice_of: Sequence[int]) -> bool:

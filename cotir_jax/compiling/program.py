@@ -1,7 +1,5 @@
 """Compiling a program: its memory, or that it does not fit, and the compiler's complaints."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os
@@ -36,6 +34,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
+        """All of them."""
         return sum(self)
 
 

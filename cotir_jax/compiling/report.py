@@ -4,10 +4,6 @@ Compiles the training step and the text encoders' programs at full size for devi
 there. Weights are only shapes; nothing is computed.
 """
 
-from __future__ import annotations
-
-import dataclasses
-import json
 import logging
 import os
 import re
@@ -21,7 +17,7 @@ from jax.experimental import topologies
 from cotir_jax import files
 from cotir_jax.compiling import program
 from cotir_jax.compiling.abstract_run import abstract_text
-from cotir_jax.compiling.stage import StageReport, TextPrograms, stage_report, text_programs
+from cotir_jax.compiling.stage import stage_report, text_programs
 from cotir_jax.training.config import Run
 
 _log = logging.getLogger(__name__)
@@ -34,45 +30,18 @@ _PLATFORMS: dict[str, tuple[float, dict[str, str]]] = {
     "v5p": (95.74, {"chip_config_name": "megacore"}),
     "v6e": (31.25, {}),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What a run takes on a topology; bytes of one device.
-
-    `bytes_per_device`, `flops` and `collective_bytes` are of the stage that takes the most memory;
-    `hbm_per_device` is what programs may use.
-    """
-
-    model: str
-    topology: str
-    num_slices: int
-    devices: int
-    mesh: dict[str, int]
-    remat: str
-    optimization_level: str
-    compile_seconds: float
-    hbm_per_device: int
-    bytes_per_device: dict[str, int]
-    flops: float
-    collective_bytes: dict[str, int]
-    text_encoders: str
-    text_programs: TextPrograms
-    stages: list[StageReport]
-    fits: bool
-
-    def json_line(self) -> str:
-        """Writes the report as one line of JSON; without advice where a stage fits."""
-        fields = dataclasses.asdict(self)
-        for stage in fields["stages"]:
-            if stage["advice"] is None:
-                del stage["advice"]
-        return json.dumps(fields)
+# libtpu looks for a TPU host's settings, and locks the chips that another process trains on.
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 def report(
     config: ml_collections.ConfigDict, topology: str, num_slices: int = 1, stage: int | None = None
-) -> Report:
+) -> dict[str, Any]:
     """Compiles a run for a topology and says what it takes.
 
     Args:
@@ -80,6 +49,11 @@ def report(
       topology: name and shape of a slice, as "v5e:4x4".
       num_slices: slices, joined by the data-centre network.
       stage: number of the only stage to compile, from 1; None for all.
+
+    Returns:
+      What is printed as JSON; bytes of one device. `bytes_per_device`, `flops` and
+      `collective_bytes` are of the stage that takes the most memory; `hbm_per_device` is what
+      programs may use; `text_programs` and `stages` as `compiling.stage` returns them.
 
     Raises:
       ValueError: for an unknown topology or a config that cannot run on it.
@@ -93,31 +67,29 @@ def report(
     shape = ", ".join(f"{axis}={size}" for axis, size in run.mesh.shape.items())
     _log.info("%s on %d devices of %s: mesh %s", run.model.name, len(devices), topology, shape)
     text = abstract_text(run.model, run.mesh, run.rules, run.texts_in_step)
-    ahead = TextPrograms() if run.texts_in_step else text_programs(text)
+    ahead = text_programs({} if run.texts_in_step else text._asdict())
     results = [
         stage_report(run, number, each, text, ahead, limit)
         for number, each in enumerate(run.stages, 1)
         if stage in (None, number)
     ]
-    worst = max(results, key=lambda result: result.bytes_per_device["total"])
-    return Report(
-        model=run.model.name,
-        topology=topology,
-        num_slices=num_slices,
-        devices=len(devices),
-        mesh=dict(run.mesh.shape),
-        remat=run.model.remat,
-        optimization_level=jax.config.jax_optimization_level,
-        compile_seconds=round(time.monotonic() - start, 1),
-        hbm_per_device=limit,
-        bytes_per_device=worst.bytes_per_device,
-        flops=worst.flops,
-        collective_bytes=worst.collective_bytes,
-        text_encoders="in_step" if run.texts_in_step else "ahead",
-        text_programs=ahead,
-        stages=results,
-        fits=all(result.fits for result in results),
-    )
+    worst = max(results, key=lambda result: result["bytes_per_device"]["total"])
+    return {
+        "model": run.model.name,
+        "topology": topology,
+        "num_slices": num_slices,
+        "devices": len(devices),
+        "mesh": dict(run.mesh.shape),
+        "remat": run.model.remat,
+        "optimization_level": jax.config.jax_optimization_level,
+        "compile_seconds": round(time.monotonic() - start, 1),
+        "hbm_per_device": limit,
+        **{name: worst[name] for name in ("bytes_per_device", "flops", "collective_bytes")},
+        "text_encoders": "in_step" if run.texts_in_step else "ahead",
+        "text_programs": ahead,
+        "stages": results,
+        "fits": all(result["fits"] for result in results),
+    }
 
 
 def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
@@ -132,11 +104,8 @@ def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
             f"--topology={topology}: expected one of {', '.join(_PLATFORMS)} and a shape, as "
             "v5e:4x4 or v4:2x2x4"
         )
-    # libtpu looks for a TPU host's settings, and locks the chips that another process trains on.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    for variable, value in _LIBTPU.items():
+        os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
     name = f"{'v5' if kind == 'v5p' else kind}:{shape}"
     options: dict[str, Any] = dict(_PLATFORMS[kind][1])

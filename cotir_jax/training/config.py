@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from cotir_jax import files
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.data.batches import Stage
-from cotir_jax.models import presets
+from cotir_jax.models import flops, presets
 from cotir_jax.parallel import processes
 from cotir_jax.parallel.sharding import Rules, make_mesh
 from cotir_jax.training.settings import TrainSettings
@@ -115,6 +115,16 @@ class Run:
     def groups(self, num_degradations: int) -> int:
         """The number of groups of samples that have multipliers of their own."""
         return num_degradations if self.per_degradation else 1
+
+    def step_flops(self, stage: Stage) -> dict[str, flops.Work]:
+        """FLOPs of a step of all devices together, by part."""
+        return flops.training_step(
+            self.model,
+            stage.batch_size,
+            stage.patch_size,
+            trainable=self.settings.trainable,
+            text_encoders=self.texts_in_step,
+        )
 
     def _check_stages(self) -> None:
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.settings.accumulate

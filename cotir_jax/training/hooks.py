@@ -121,7 +121,8 @@ class StepMetrics:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._count += 1
         self._speed.ended()
-        speed = self._speed.report(stage.batch_size, step_flops(self._run, stage))
+        work = flops.total(self._run.step_flops(stage))
+        speed = self._speed.report(stage.batch_size, work)
         self.last = values | speed
         self._progress.show(step, self.last)
         if step % self._run.log.every == 0:
@@ -213,15 +214,3 @@ class Checkpoints:
         own = np.subtract((self._corrupt.seen, self._corrupt.corrupt), self._restored)
         seen, corrupt = map(int, self._restored + processes.sum_over_processes(own))
         return {"seen": seen, "corrupt": corrupt}
-
-
-def step_flops(run: Run, stage: Stage) -> float:
-    """FLOPs of a step, of all devices together."""
-    parts = flops.training_step(
-        run.model,
-        stage.batch_size,
-        stage.patch_size,
-        trainable=run.settings.trainable,
-        text_encoders=run.texts_in_step,
-    )
-    return flops.total(parts)

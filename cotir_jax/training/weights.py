@@ -1,7 +1,6 @@
 """Where a run's weights come from, and where they go."""
 
-from __future__ import annotations
-
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,14 @@ from cotir_jax.training.state import Frozen, TrainState, evaluation_weights, ini
 _SAVED = ("step", "trainable", "opt_state", "multipliers", "dual_state", "key", "ema")
 
 
+def draw_state(run: Run, groups: int) -> tuple[Frozen, TrainState]:
+    """Draws all weights with the run's seed; arguments and results as `create_state`'s."""
+    rngs = nnx.Rngs(run.seed)
+    model = Transformer(run.model, rngs=rngs)
+    autoencoder = pipeline.make_autoencoder(run.model, rngs=rngs)
+    return init_state(model, autoencoder, run.settings, run.seed, groups)
+
+
 def create_state(run: Run, groups: int) -> tuple[Frozen, TrainState, TrainState]:
     """Builds frozen weights and training state directly on the mesh.
 
@@ -32,13 +39,7 @@ def create_state(run: Run, groups: int) -> tuple[Frozen, TrainState, TrainState]
       frozen weights, training state, and the state's shardings (same structure).
     """
 
-    def fresh() -> tuple[Frozen, TrainState]:
-        rngs = nnx.Rngs(run.seed)
-        model = Transformer(run.model, rngs=rngs)
-        autoencoder = pipeline.make_autoencoder(run.model, rngs=rngs)
-        return init_state(model, autoencoder, run.settings, run.seed, groups)
-
-    build: Any = fresh
+    build: Any = partial(draw_state, run, groups)
     arguments: tuple[Any, ...] = ()
     if run.init is not None:
         autoencoder = model_folder.load_autoencoder(run.init, run.mesh)
