@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -185,7 +185,7 @@ def _restore_with_baselines(args: argparse.Namespace, out: Path) -> None:
     for name, function in functions.items():
         if args.jsonl is not None:
             lines = test_split.restore_listing(
-                lambda picture, _prompt, function=function: function(picture),
+                _ignoring_prompts(function),
                 args.jsonl,
                 out / name,
                 None,
@@ -203,6 +203,11 @@ def _restore_with_baselines(args: argparse.Namespace, out: Path) -> None:
                 skip_existing=args.skip_existing,
             )
         print(f"{name}: {_print_lines(lines)} pictures", flush=True)
+
+
+def _ignoring_prompts(function: Callable[[np.ndarray], np.ndarray]) -> Callable:
+    """A function of a picture as one of a picture and its prompt."""
+    return lambda picture, _prompt: function(picture)
 
 
 class _Baseline:
