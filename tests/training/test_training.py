@@ -287,6 +287,7 @@ def test_impossible_configs_are_one_line(flag, expected, tmp_path):
 )
 def test_impossible_values_are_found_before_anything_is_built(fields, expected):
     config = nano.get_config()
+    config.train.stages = ((30, 128, 8),)  # a batch for the eight simulated devices
     config.update_from_flattened_dict(fields)
     with pytest.raises(ValueError, match=expected) as error:
         Run.read(config)
