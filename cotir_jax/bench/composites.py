@@ -1,8 +1,10 @@
 """Which degradations go together, in which order, and how strong each is drawn."""
 
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,91 +18,11 @@ from cotir_jax.bench.maps import Maps, load_map
 SINGLES: tuple[str, ...] = tuple(APPLY)
 _NO_MAPS = Maps()
 
-# The job of configs/nano.py: its data depends on these names, in this order.
-QUICK_SINGLES: tuple[str, ...] = (
-    "low-light",
-    "haze",
-    "rain-streak",
-    "snow",
-    "defocus-blur",
-    "motion-blur",
-    "low-resolution",
-    "noise",
-    "jpeg-compression",
+_SETS = tomllib.loads((Path(__file__).parent / "composites.toml").read_text(encoding="utf-8"))
+QUICK_SINGLES, QUICK_COMPOSITES, UNSEEN = (
+    tuple(_SETS[name]) for name in ("quick_singles", "quick_composites", "unseen")
 )
-
-# Parts are named in the order in which they are applied (that of `APPLY`).
-QUICK_COMPOSITES: tuple[str, ...] = (
-    "low-light+haze",
-    "low-light+rain-streak",
-    "low-light+snow",
-    "low-light+defocus-blur",
-    "low-light+motion-blur",
-    "low-light+noise",
-    "haze+rain-streak",
-    "haze+snow",
-    "haze+noise",
-    "rain-streak+jpeg-compression",
-    "defocus-blur+noise",
-    "motion-blur+noise",
-    "low-resolution+noise",
-    "low-resolution+jpeg-compression",
-    "noise+jpeg-compression",
-    "low-light+haze+rain-streak",
-    "low-light+haze+snow",
-    "low-light+motion-blur+noise",
-    "haze+motion-blur+jpeg-compression",
-    "low-resolution+noise+jpeg-compression",
-    "low-light+haze+rain-streak+jpeg-compression",
-    "defocus-blur+low-resolution+noise+jpeg-compression",
-)
-
-# docs/design.md, section 7, names six composites to train on and six to keep for the test; its
-# "blur" is defocus or motion blur here. `SEEN` adds combinations that photos really show.
-SEEN: tuple[str, ...] = (
-    *QUICK_COMPOSITES,
-    "raindrop+defocus-blur",
-    "rain-streak+raindrop",
-    "haze+raindrop",
-    "low-light+raindrop",
-    "snow+raindrop",
-    "raindrop+jpeg-compression",
-    "non-homogeneous-haze+noise",
-    "low-light+non-homogeneous-haze",
-    "non-homogeneous-haze+motion-blur",
-    "underwater+defocus-blur",
-    "underwater+noise",
-    "underwater+low-resolution+jpeg-compression",
-    "shadow+noise",
-    "shadow+specular-reflection",
-    "shadow+over-exposure",
-    "specular-reflection+defocus-blur",
-    "specular-reflection+noise",
-    "flare+defocus-blur",
-    "flare+noise",
-    "flare+over-exposure",
-    "over-exposure+noise",
-    "over-exposure+jpeg-compression",
-    "defocus-blur+lost_color",
-    "noise+lost_color",
-    "lost_color+jpeg-compression",
-    "low-resolution+watermark",
-    "noise+watermark",
-    "watermark+jpeg-compression",
-    "haze+raindrop+jpeg-compression",
-    "shadow+noise+watermark+jpeg-compression",
-)
-
-# Never in training.
-UNSEEN: tuple[str, ...] = (
-    "rain-streak+watermark",
-    "low-light+flare",
-    "rain-streak+flare+jpeg-compression",
-    "snow+flare",
-    "haze+defocus-blur+low-resolution+jpeg-compression",
-    "low-resolution+noise+lost_color",
-)
-
+SEEN: tuple[str, ...] = (*QUICK_COMPOSITES, *_SETS["seen"])
 COMPOSITES: tuple[str, ...] = (*SEEN, *UNSEEN)
 
 
@@ -157,6 +79,7 @@ def sample_chain(
     Args:
         name: one degradation or several joined by `+`.
         side: shorter side in pixels of the picture to degrade; sizes in pixels grow with it.
+        rng: of all draws.
         severity: of every part, in [0, 1]; by default each draws its own, uniformly, and the
             more parts the milder they stay, so that the scene survives them together.
         maps: rain and snow masks to draw from; its depth maps are not looked at here.
@@ -230,13 +153,7 @@ def _dim_the_air(chain: list[Step]) -> list[Step]:
 
 
 def apply_chain(picture: np.ndarray, chain: Sequence[Step], rng: np.random.Generator) -> np.ndarray:
-    """Applies a chain's steps in turn.
-
-    Args:
-        picture: uint8 `[height, width, 3]`.
-
-    Returns:
-        uint8 `[height, width, 3]`, rounded once, at the end.
+    """Applies a chain's steps in turn to uint8 `[height, width, 3]`; rounds once, at the end.
 
     Raises:
         ValueError: a depth that was given to `sample_chain` is not of the picture's size.

@@ -1,72 +1,17 @@
-"""Templates of sentences, vague prompts, and the prompt files of the benchmark."""
+"""Templates of sentences (`phrases.toml`), and the prompt files of the benchmark."""
 
+import tomllib
 from collections.abc import Sequence
+from pathlib import Path
 
 from cotir_jax.bench.composites import COMPOSITES, SINGLES, folder_name, parts_of
 from cotir_jax.bench.words.table import WORDS
 
-VAGUE: tuple[str, ...] = (
-    "Restore this picture.",
-    "Make this photo look better.",
-    "Improve the quality of this image.",
-    "Enhance this picture.",
-    "Fix what is wrong with this photo.",
-    "Give me a clean version of this image.",
-    "Please clean up this picture.",
-    "Repair this damaged photo.",
-    "I want this photo to look clear.",
-    "Can you make this image clearer?",
-    "Turn this into a high-quality picture.",
-    "Remove whatever spoils this photo.",
-    "Bring out the detail in this image.",
-    "Recover the original scene.",
-    "This picture looks bad, please improve it.",
-    "Show the scene as it really was.",
-    "Undo the damage in this picture.",
-    "Make the picture clean and natural.",
-    "Improve the visibility of this scene.",
-    "Return this photo to good condition.",
-    "Please restore this low-quality image.",
-    "What would this look like undamaged?",
-    "Make it sharp, clean and well lit.",
-    "Help me rescue this photo.",
-    "Polish this image, please.",
-    "The quality is poor, enhance it.",
-    "Produce the best version of this photo.",
-    "Correct all defects in this picture.",
-    "I would like a better-looking image.",
-    "Reconstruct the clean picture.",
+_PHRASES = tomllib.loads((Path(__file__).parent / "phrases.toml").read_text(encoding="utf-8"))
+VAGUE, SCENES, ANSWERS, _FRAMES = (
+    tuple(_PHRASES[name]) for name in ("vague", "scenes", "answers", "frames")
 )
-
-SCENES: tuple[str, ...] = (
-    "a {brightness} scene with {contrast} contrast, {colour} and {detail}, {layout}",
-    "{brightness} picture, {layout}, {contrast} contrast, {colour}, {detail}",
-    "the photo is {brightness} and {layout}, with {colour}, {detail} and {contrast} contrast",
-    "{colour} in a {brightness} photo with {detail}, {layout}, contrast {contrast}",
-    "a {contrast}-contrast, {brightness} view, {layout}, showing {detail} and {colour}",
-    "a {brightness} photograph of {contrast} contrast, {layout}; {detail}, {colour}",
-)
-
-ANSWERS: tuple[str, ...] = (
-    "a clean picture of the same scene.",
-    "the restored photo.",
-    "a clear picture, true to the scene.",
-    "the scene without the damage.",
-)
-
-JPEG_TYPES: dict[str, str] = {
-    "jpeg-light": "lightly compressed",
-    "jpeg-medium": "clearly compressed",
-    "jpeg-heavy": "heavily compressed",
-}
-
-_FRAMES: tuple[str, ...] = (
-    "{request}.",
-    "Please {request}.",
-    "Can you {request}?",
-    "I want you to {request}.",
-    "Restore this photo: {request}.",
-)
+JPEG_TYPES: dict[str, str] = _PHRASES["jpeg_types"]
 
 
 def sentence(text: str) -> str:

@@ -106,9 +106,7 @@ class SceneWriter:
         return None
 
     def _ask(self, body: bytes) -> bytes:
-        url = self.endpoint.rstrip("/")
-        if not url.endswith("/chat/completions"):
-            url += "/chat/completions"
+        url = self.endpoint.rstrip("/").removesuffix("/chat/completions") + "/chat/completions"
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key := _key():
             headers["Authorization"] = f"Bearer {key}"
@@ -142,16 +140,10 @@ def _final(code: int) -> bool:
 
 def _question(picture: np.ndarray, model: str) -> dict:
     """Makes the request's body, with the picture as a JPEG of at most 512 pixels a side."""
-    content = [
-        {"type": "text", "text": _QUESTION},
-        {"type": "image_url", "image_url": {"url": data_url(picture, _SIDE, quality=90)}},
-    ]
-    return {
-        "model": model,
-        "messages": [{"role": "user", "content": content}],
-        "temperature": 0,
-        "max_tokens": 120,
-    }
+    image = {"type": "image_url", "image_url": {"url": data_url(picture, _SIDE, quality=90)}}
+    content = [{"type": "text", "text": _QUESTION}, image]
+    message = {"role": "user", "content": content}
+    return {"model": model, "messages": [message], "temperature": 0, "max_tokens": 120}
 
 
 def _answer_of(body: bytes) -> str:

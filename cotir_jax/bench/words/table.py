@@ -21,15 +21,11 @@ class Words(NamedTuple):
     mask_fixes: tuple[str, ...] = ()
 
 
-def _read() -> dict[str, Words]:
-    text = (Path(__file__).parent / "degradations.toml").read_text(encoding="utf-8")
-    return {
-        name: Words(entry.pop("plain"), **{field: tuple(lines) for field, lines in entry.items()})
-        for name, entry in tomllib.loads(text).items()
-    }
-
-
-WORDS: dict[str, Words] = _read()
+_TABLE = tomllib.loads((Path(__file__).parent / "degradations.toml").read_text(encoding="utf-8"))
+WORDS: dict[str, Words] = {
+    name: Words(entry.pop("plain"), **{field: tuple(lines) for field, lines in entry.items()})
+    for name, entry in _TABLE.items()
+}
 
 
 def plain_name(name: str) -> str:

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from numpy.random import Generator
 
 from cotir_jax.bench.composites import Step
+from cotir_jax.bench.degradations.filters import luma
 from cotir_jax.bench.words import phrases
 from cotir_jax.bench.words.phrases import join, sentence
 from cotir_jax.bench.words.table import WORDS
@@ -30,24 +32,17 @@ _HUES = ("red", "orange", "yellow", "green", "teal", "blue", "purple", "pink")
 _HUE_ENDS = (15, 42, 70, 160, 200, 255, 290, 340)
 
 
-def describe_scene(picture: np.ndarray, rng: np.random.Generator) -> str:
+def describe_scene(picture: np.ndarray, rng: Generator) -> str:
     """Writes a sentence on the measured look of a clean picture, uint8 `[height, width, 3]`."""
     small = picture[::2, ::2].astype(np.float32) / 255
-    grey = small @ np.array([0.299, 0.587, 0.114], np.float32)
-    brightness = _word(
-        grey.mean(),
-        (0.22, 0.38, 0.58, 0.72),
-        ("very dark", "dark", "medium-bright", "bright", "very bright"),
-    )
+    grey = luma(small)
+    lights = ("very dark", "dark", "medium-bright", "bright", "very bright")
+    brightness = _word(grey.mean(), (0.22, 0.38, 0.58, 0.72), lights)
     contrast = _word(grey.std(), (0.08, 0.16, 0.24), ("low", "moderate", "strong", "very strong"))
     slope = np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean()
-    detail = _word(
-        slope,
-        (0.03, 0.07, 0.13),
-        ("large smooth areas", "some detail", "much detail", "dense fine texture"),
-    )
-    template = rng.choice(phrases.SCENES)
-    text = template.format(
+    textures = ("large smooth areas", "some detail", "much detail", "dense fine texture")
+    detail = _word(slope, (0.03, 0.07, 0.13), textures)
+    text = rng.choice(phrases.SCENES).format(
         brightness=brightness,
         contrast=contrast,
         detail=detail,
@@ -89,9 +84,8 @@ def _colour_words(picture: np.ndarray) -> str:
     hue = np.degrees(np.arctan2(np.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
     bins = np.searchsorted(_HUE_ENDS, hue.ravel()) % len(_HUES)
     name = _HUES[int(np.bincount(bins, chroma.ravel(), len(_HUES)).argmax())]
-    return _word(
-        spread, (0.1, 0.22), (f"muted {name} tones", f"{name} tones", f"vivid {name} tones")
-    )
+    tones = (f"muted {name} tones", f"{name} tones", f"vivid {name} tones")
+    return _word(spread, (0.1, 0.22), tones)
 
 
 def numbers_of(step: Step) -> dict[str, str]:
@@ -146,7 +140,7 @@ def _words_of(step: Step) -> dict[str, str]:
     return {}
 
 
-def describe_degradation(chain: Sequence[Step], rng: np.random.Generator) -> str:
+def describe_degradation(chain: Sequence[Step], rng: Generator) -> str:
     """Says what was done to the picture, in order, with strengths and numbers."""
     named = [step for step in chain if not step.implied]
     facts = [_fill("facts", step, rng, shortest=len(named) > 2) for step in named]
@@ -163,7 +157,7 @@ def describe_degradation(chain: Sequence[Step], rng: np.random.Generator) -> str
     return sentence(f"{text}.")
 
 
-def describe_plan(chain: Sequence[Step], rng: np.random.Generator) -> str:
+def describe_plan(chain: Sequence[Step], rng: Generator) -> str:
     """Says how to restore the picture: the steps undone, last one first."""
     named = [step for step in chain if not step.implied]
     fixes = [_fill("fixes", step, rng) for step in reversed(named)]
@@ -176,10 +170,7 @@ def describe_plan(chain: Sequence[Step], rng: np.random.Generator) -> str:
 
 
 def _fill(
-    kind: Literal["facts", "fixes"],
-    step: Step,
-    rng: np.random.Generator,
-    shortest: bool = False,
+    kind: Literal["facts", "fixes"], step: Step, rng: Generator, shortest: bool = False
 ) -> str:
     masked = getattr(step.params, "mask", None) is not None
     lines = getattr(WORDS[step.name], f"mask_{kind}" if masked else kind)
@@ -193,11 +184,7 @@ def jpeg_type(quality: int) -> str:
 
 
 def write_meta(
-    picture: np.ndarray,
-    chain: Sequence[Step],
-    name: str,
-    rng: np.random.Generator,
-    scene: str | None = None,
+    picture: np.ndarray, chain: Sequence[Step], name: str, rng: Generator, scene: str | None = None
 ) -> dict[str, Any]:
     """Writes a sample's `meta.json` (CoTIR-Bench layout).
 
