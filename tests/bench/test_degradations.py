@@ -1,5 +1,6 @@
 """Degradations against their closed formulas, scipy's direct convolution, and Pillow."""
 
+import inspect
 import io
 import math
 
@@ -289,7 +290,8 @@ def test_every_degradation_has_words():
     assert tuple(WORDS) == tuple(APPLY) == tuple(SAMPLE) == tuple(RANGES)
     for name in APPLY:
         assert APPLY[name].__name__ == name.replace("-", "_")
-        assert SAMPLE[name].__name__ == f"sample_{APPLY[name].__name__}"
+        drawn = SAMPLE[name](0.5, 64, _rng())
+        assert type(drawn) is inspect.get_annotations(APPLY[name])["params"]
     assert len({words.plain for words in WORDS.values()}) == len(WORDS)
     assert plain_name("low-light+lost_color") == "low light + lost colour"
     assert plain_name("Low Light+x") == "Low Light + x"  # foreign names stay as they are

@@ -1,6 +1,7 @@
 """Fields and filters that several degradations share: noise fields, kernels, convolution."""
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 from scipy import fft, ndimage
 
@@ -26,14 +27,25 @@ def luma(picture: np.ndarray) -> np.ndarray:
     return picture @ _LUMA
 
 
-def resize(field: np.ndarray, height: int, width: int, method: int) -> np.ndarray:
-    """Resizes float32 `[height, width]` with one of Pillow's resampling filters."""
-    return np.asarray(Image.fromarray(field).resize((width, height), method))
-
-
-def smooth_noise(
-    height: int, width: int, cell: float, octaves: int, rng: np.random.Generator
+def resize(
+    field: np.ndarray,
+    height: int,
+    width: int,
+    method: int,
+    box: tuple[float, float, float, float] | None = None,
 ) -> np.ndarray:
+    """Resizes `[height, width]` or `[height, width, channels]`, as float32, by a filter of Pillow.
+
+    `box` is the part to be resized: left, top, right, bottom.
+    """
+    if field.ndim == 3:
+        channels = np.moveaxis(field, 2, 0)
+        return np.stack([resize(c, height, width, method, box) for c in channels], axis=2)
+    image = Image.fromarray(np.ascontiguousarray(field, np.float32))
+    return np.asarray(image.resize((width, height), method, box=box))
+
+
+def smooth_noise(height: int, width: int, cell: float, octaves: int, rng: Generator) -> np.ndarray:
     """Draws cloud-like noise in [0, 1], float32 `[height, width]`.
 
     Octaves of random grids are enlarged bicubically; each next one has half the cell (in
@@ -90,12 +102,7 @@ def capsule_kernel(length: float, degrees: float, radius: float, softness: float
 
 
 def scatter(
-    height: int,
-    width: int,
-    count: int,
-    kernel: np.ndarray,
-    faintest: float,
-    rng: np.random.Generator,
+    height: int, width: int, count: int, kernel: np.ndarray, faintest: float, rng: Generator
 ) -> np.ndarray:
     """Stamps `kernel` at about `count` random places, opacities from `faintest` to 1.
 
@@ -113,7 +120,7 @@ def scatter(
     return _convolve_valid(seeds[..., None], kernel)[..., 0]
 
 
-def place_mask(mask: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def place_mask(mask: np.ndarray, height: int, width: int, rng: Generator) -> np.ndarray:
     """Cuts a random window `[height, width]` from a mask, mirrored half of the time.
 
     The mask is scaled by at least what makes it cover the picture and at most 1.5 times that.
@@ -121,10 +128,8 @@ def place_mask(mask: np.ndarray, height: int, width: int, rng: np.random.Generat
     scale = max(height / mask.shape[0], width / mask.shape[1]) * rng.uniform(1, 1.5)
     rows, columns = min(height / scale, mask.shape[0]), min(width / scale, mask.shape[1])
     top, left = rng.uniform(0, mask.shape[0] - rows), rng.uniform(0, mask.shape[1] - columns)
-    window = Image.fromarray(np.ascontiguousarray(mask, np.float32)).resize(
-        (width, height), Image.Resampling.BILINEAR, box=(left, top, left + columns, top + rows)
-    )
-    placed = np.clip(np.asarray(window), 0, 1)
+    box = (left, top, left + columns, top + rows)
+    placed = np.clip(resize(mask, height, width, Image.Resampling.BILINEAR, box), 0, 1)
     return placed[:, ::-1] if rng.random() < 0.5 else placed
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.random import Generator
 
 from cotir_jax.bench.degradations.filters import to_light, to_picture
 from cotir_jax.bench.degradations.ranges import draw
@@ -32,34 +33,30 @@ class FlareParams:
     colour: tuple[float, float, float]
 
 
-def sample_flare(severity: float, side: int, rng: np.random.Generator) -> FlareParams:
+def sample_flare(severity: float, side: int, rng: Generator) -> FlareParams:
     """Draws a flare of `severity` in [0, 1]; sizes in pixels grow with the picture's `side`."""
-    scale = side / 512
     warmth = float(rng.uniform(-0.15, 0.35))  # cold to warm
     return FlareParams(
         x=float(rng.uniform(0.08, 0.92)),
         y=float(rng.uniform(0.06, 0.6)),
         gain=draw("flare", "gain", severity, rng),
-        glow=draw("flare", "glow", severity, rng) * scale,
+        glow=draw("flare", "glow", severity, rng, side),
         streaks=(2, 4, 6, 8, 14)[rng.integers(5)],
-        streak=draw("flare", "streak", severity, rng) * scale,
+        streak=draw("flare", "streak", severity, rng, side),
         degrees=float(rng.uniform(0, 90)),
         ghosts=int(rng.integers(1, 9)),
         ghost=draw("flare", "ghost", severity, rng),
-        ring=float(rng.uniform(90, 220)) * scale if rng.random() < 0.4 else 0.0,
+        ring=float(rng.uniform(90, 220)) * side / 512 if rng.random() < 0.4 else 0.0,
         colour=(1.0, 1 - 0.35 * abs(warmth), 1 - warmth) if warmth > 0 else (1 + warmth, 1.0, 1.0),
     )
 
 
-def flare(picture: np.ndarray, params: FlareParams, rng: np.random.Generator) -> np.ndarray:
+def flare(picture: np.ndarray, params: FlareParams, rng: Generator) -> np.ndarray:
     """Adds stray light: I = clip(J^2.2 + F)^(1/2.2).
 
     Flare7K also changes gain and noise of the base picture and takes the changed one for its
     target. Here the target stays the clean picture J: exposure and noise are degradations of
     their own, and a chain adds them where they are wanted.
-
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Dai et al., Flare7K, NeurIPS 2022 (addition in linear light); Hullin et al.,
@@ -70,9 +67,7 @@ def flare(picture: np.ndarray, params: FlareParams, rng: np.random.Generator) ->
     return to_picture(to_light(picture) + stray)
 
 
-def flare_light(
-    height: int, width: int, params: FlareParams, rng: np.random.Generator
-) -> np.ndarray:
+def flare_light(height: int, width: int, params: FlareParams, rng: Generator) -> np.ndarray:
     """Computes F, the stray light in units of white, float32 `[height, width, 3]`, 0 or more."""
     centre = np.float32(params.x * (width - 1)), np.float32(params.y * (height - 1))
     x = (np.arange(width, dtype=np.float32) - centre[0])[None, :]
@@ -110,7 +105,7 @@ def _streaks(x: np.ndarray, y: np.ndarray, params: FlareParams) -> np.ndarray:
 
 
 def _starburst(
-    x: np.ndarray, y: np.ndarray, radius: np.ndarray, params: FlareParams, rng: np.random.Generator
+    x: np.ndarray, y: np.ndarray, radius: np.ndarray, params: FlareParams, rng: Generator
 ) -> np.ndarray:
     """Draws fine uneven rays around the source, from dust and scratches on the lens."""
     count = 512
@@ -133,7 +128,7 @@ def _add_ring(flare: np.ndarray, radius: np.ndarray, params: FlareParams) -> Non
 
 
 def _add_ghost(
-    flare: np.ndarray, params: FlareParams, source: tuple[float, float], rng: np.random.Generator
+    flare: np.ndarray, params: FlareParams, source: tuple[float, float], rng: Generator
 ) -> None:
     """Adds a blurred aperture, a disk or hexagon, on the line through the centre."""
     height, width = flare.shape[:2]

@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 from scipy import ndimage
 
-from cotir_jax.bench.degradations.filters import luma, to_light, to_picture
-from cotir_jax.bench.degradations.ranges import draw
+from cotir_jax.bench.degradations.filters import luma, resize, to_light, to_picture
+from cotir_jax.bench.degradations.ranges import draw_fields
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,12 @@ class ReflectionParams:
     second: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
-def sample_raindrop(severity: float, side: int, rng: np.random.Generator) -> RaindropParams:
-    """Draws drops of `severity` in [0, 1]; sizes in pixels grow with the picture's `side`."""
-    return RaindropParams(
-        count=int(draw("raindrop", "count", severity, rng)),
-        radius=max(draw("raindrop", "radius", severity, rng) * side / 512, 1.5),
-        zoom=draw("raindrop", "zoom", severity, rng),
-        softness=max(draw("raindrop", "softness", severity, rng) * side / 512, 0.7),
-    )
-
-
-def raindrop(picture: np.ndarray, params: RaindropParams, rng: np.random.Generator) -> np.ndarray:
+def raindrop(picture: np.ndarray, params: RaindropParams, rng: Generator) -> np.ndarray:
     """Puts drops on the pane: I = (1 - a) J + a s J(w(x)) in linear light.
 
     Each drop is a small wide-angle lens: w turns the scene around its centre upside down and
     squeezes it towards the rim, where the shade s darkens it. Where drops meet, the nearer
     centre wins. The camera looks past the pane, so drops have soft edges and no fine detail.
-
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Qian et al., Attentive GAN for Raindrop Removal, CVPR 2018 (the composition); the lens is
@@ -77,7 +65,9 @@ def raindrop(picture: np.ndarray, params: RaindropParams, rng: np.random.Generat
     rows, columns = np.nonzero(opacity)
     light = to_light(picture)
     small = [max(round(side / 2), 1) for side in (height, width)]
-    half = _shrunk(light, small[0], small[1], 0.25 * params.softness)
+    # A drop squeezes the scene and is out of focus: half the resolution, blurred, is enough.
+    half = [resize(light[..., c], small[0], small[1], Image.Resampling.BOX) for c in range(3)]
+    half = [ndimage.gaussian_filter(channel, 0.25 * params.softness) for channel in half]
     places = source[:, rows, columns] * np.array([[small[0] / height], [small[1] / width]])
     seen = np.stack(
         [ndimage.map_coordinates(half[c], places, order=1, mode="mirror") for c in range(3)], axis=1
@@ -88,20 +78,12 @@ def raindrop(picture: np.ndarray, params: RaindropParams, rng: np.random.Generat
     return to_picture(light)
 
 
-def _shrunk(light: np.ndarray, height: int, width: int, blur: float) -> list[np.ndarray]:
-    # A drop squeezes the scene and is out of focus: half the resolution, blurred, is enough.
-    channels = [np.ascontiguousarray(light[..., c]) for c in range(3)]
-    size = (width, height)
-    small = [Image.fromarray(c).resize(size, Image.Resampling.BOX) for c in channels]
-    return [ndimage.gaussian_filter(np.asarray(c), blur) for c in small]
-
-
 def _add_drop(
     opacity: np.ndarray,
     source: np.ndarray,
     shade: np.ndarray,
     params: RaindropParams,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> None:
     """Draws one drop into `opacity` and `shade`, and what it shows where into `source`."""
     height, width = opacity.shape
@@ -131,28 +113,16 @@ def _add_drop(
     shade[area][wins] = (1.1 - 0.6 * rim * (1 - 0.5 * down) + 1.5 * glint)[wins]
 
 
-def sample_specular_reflection(
-    severity: float, side: int, rng: np.random.Generator
-) -> ReflectionParams:
+def sample_specular_reflection(severity: float, side: int, rng: Generator) -> ReflectionParams:
     """Draws reflections of `severity` in [0, 1]; sizes in pixels grow with `side`."""
-    name, scale = "specular-reflection", side / 512
+    given = {"kind": "highlights", "share": 0.0, "blur": 0.0, "ghost": 0.0}
     if rng.random() < 0.5:
-        return ReflectionParams(
-            "window",
-            share=draw(name, "share", severity, rng),
-            blur=draw(name, "blur", severity, rng) * scale,
-            ghost=draw(name, "ghost", severity, rng) * scale,
-        )
-    return ReflectionParams(
-        "highlights",
-        count=int(draw(name, "count", severity, rng)),
-        radius=max(draw(name, "radius", severity, rng) * scale, 1.5),
-        gain=draw(name, "gain", severity, rng),
-    )
+        given = {"kind": "window", "count": 0, "radius": 0.0, "gain": 0.0}
+    return draw_fields(ReflectionParams, "specular-reflection", severity, side, rng, **given)
 
 
 def specular_reflection(
-    picture: np.ndarray, params: ReflectionParams, rng: np.random.Generator
+    picture: np.ndarray, params: ReflectionParams, rng: Generator
 ) -> np.ndarray:
     """Adds highlights, or the reflection in a pane, to float32 `[height, width, 3]`."""
     light = to_light(picture)
@@ -195,24 +165,16 @@ def pane(
     return to_picture(alpha * to_light(picture) + np.float32(params.share) * layer)
 
 
-def _window_of(photo: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+def _window_of(photo: np.ndarray, height: int, width: int, rng: Generator) -> np.ndarray:
     """Cuts a random part from a photo and brings it to the size `[height, width]`."""
     scale = min(photo.shape[0] / height, photo.shape[1] / width) * rng.uniform(0.6, 0.95)
     rows, columns = height * scale, width * scale
     top, left = rng.uniform(0, photo.shape[0] - rows), rng.uniform(0, photo.shape[1] - columns)
     box = (left, top, left + columns, top + rows)
-    channels = [
-        Image.fromarray(np.ascontiguousarray(photo[..., c], np.float32)).resize(
-            (width, height), Image.Resampling.BILINEAR, box=box
-        )
-        for c in range(3)
-    ]
-    return np.clip(np.stack(channels, axis=2), 0, 1)
+    return np.clip(resize(photo, height, width, Image.Resampling.BILINEAR, box), 0, 1)
 
 
-def _highlights(
-    picture: np.ndarray, params: ReflectionParams, rng: np.random.Generator
-) -> np.ndarray:
+def _highlights(picture: np.ndarray, params: ReflectionParams, rng: Generator) -> np.ndarray:
     """Computes m Gamma of the dichromatic model I = J + m Gamma, in linear light.
 
     Around each glint, everything brighter than its surroundings gets a sheen, as wet or

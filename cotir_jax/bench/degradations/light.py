@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 from scipy import ndimage
 
 from cotir_jax.bench.degradations.filters import GAMMA, guided_filter, luma, resize, smooth_noise
-from cotir_jax.bench.degradations.ranges import draw
+from cotir_jax.bench.degradations.ranges import draw_fields
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,11 @@ class ShadowParams:
     softness: float
 
 
-def sample_low_light(severity: float, side: int, rng: np.random.Generator) -> LowLightParams:
-    """Draws low light of `severity` in [0, 1]; gamma 1.3 to 2.8 (OneRestore: 2 to 3)."""
-    gamma = draw("low-light", "gamma", severity, rng)
-    return LowLightParams(gamma, draw("low-light", "exposure", severity, rng))
-
-
-def low_light(picture: np.ndarray, params: LowLightParams, rng: np.random.Generator) -> np.ndarray:
+def low_light(picture: np.ndarray, params: LowLightParams, rng: Generator) -> np.ndarray:
     """Darkens by illumination: I = e R L^gamma with J = R L, so dark parts lose most.
 
     L is the brightest channel, smoothed along the picture's edges. Noise of the dark exposure
     is the sensor's and comes with the chain (`composites.sample_chain`).
-
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Guo et al., LIME, TIP 2017 (initial illumination); OneRestore's low-light synthesis.
@@ -58,25 +50,16 @@ def low_light(picture: np.ndarray, params: LowLightParams, rng: np.random.Genera
     return np.clip(params.exposure * picture * light ** (params.gamma - 1), 0, 1)
 
 
-def sample_shadow(severity: float, side: int, rng: np.random.Generator) -> ShadowParams:
+def sample_shadow(severity: float, side: int, rng: Generator) -> ShadowParams:
     """Draws a shadow of `severity` in [0, 1]; its penumbra grows with the picture's `side`."""
     kind = ("building", "object", "foliage", "bars")[rng.integers(4)]
-    return ShadowParams(
-        kind=kind,
-        cover=draw("shadow", "cover", severity, rng),
-        ambient=draw("shadow", "ambient", severity, rng),
-        blue=draw("shadow", "blue", severity, rng),
-        softness=max(draw("shadow", "softness", severity, rng) * side / 512, 0.7),
-    )
+    return draw_fields(ShadowParams, "shadow", severity, side, rng, kind=kind)
 
 
-def shadow(picture: np.ndarray, params: ShadowParams, rng: np.random.Generator) -> np.ndarray:
+def shadow(picture: np.ndarray, params: ShadowParams, rng: Generator) -> np.ndarray:
     """Casts a shadow: I_c = (J_c^2.2 (1 - m (1 - k_c)))^(1/2.2), k the light left in each channel.
 
     The mask m is 1 in the umbra and falls off smoothly.
-
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Le and Samaras, Shadow Removal via Shadow Image Decomposition, ICCV 2019 (a shadow is a
@@ -88,9 +71,7 @@ def shadow(picture: np.ndarray, params: ShadowParams, rng: np.random.Generator) 
     return picture * (1 - mask * (1 - np.minimum(left, 1))) ** (1 / GAMMA)
 
 
-def shadow_mask(
-    height: int, width: int, params: ShadowParams, rng: np.random.Generator
-) -> np.ndarray:
+def shadow_mask(height: int, width: int, params: ShadowParams, rng: Generator) -> np.ndarray:
     """Draws the matte m in [0, 1], float32 `[height, width]`; about `cover` of it is in shadow.
 
     A field is cut at the level that leaves `cover` of it, then blurred. Drawn at half size:
@@ -103,7 +84,7 @@ def shadow_mask(
     return np.clip(resize(mask, height, width, Image.Resampling.BICUBIC), 0, 1)
 
 
-def _shadow_field(rows: int, columns: int, kind: str, rng: np.random.Generator) -> np.ndarray:
+def _shadow_field(rows: int, columns: int, kind: str, rng: Generator) -> np.ndarray:
     side = min(rows, columns)
     y, x = np.mgrid[0:rows, 0:columns].astype(np.float32) / side
     if kind == "object":
@@ -117,7 +98,5 @@ def _shadow_field(rows: int, columns: int, kind: str, rng: np.random.Generator) 
         across = x * np.cos(turn) + y * np.sin(turn) + wobble
         return np.sin(2 * np.pi * rng.uniform(2, 6) * across)
     # A building's corner: inside both of two edges.
-    edges = []
-    for angle in (turn, turn + rng.uniform(0.5, 1.6)):
-        edges.append((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle))
-    return np.minimum(*edges)
+    angles = (turn, turn + rng.uniform(0.5, 1.6))
+    return np.minimum(*((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle) for angle in angles))

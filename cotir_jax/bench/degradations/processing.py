@@ -1,15 +1,17 @@
 """Degradations after the sensor: lost colour, a phone's processing, watermarks."""
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from numpy.random import Generator
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from cotir_jax.bench.degradations.filters import guided_filter, luma, resize
-from cotir_jax.bench.degradations.ranges import draw
+from cotir_jax.bench.degradations.ranges import draw, draw_fields
 from cotir_jax.bench.degradations.sensor import JpegParams, jpeg_compression
+from cotir_jax.images.pictures import load_font
 
 _WORDS = (
     "SAMPLE", "PREVIEW", "DRAFT", "COPYRIGHT", "PROOF", "DEMO", "STOCK PHOTO", "DO NOT COPY",
@@ -61,43 +63,27 @@ class WatermarkParams:
     y: float
 
 
-def sample_lost_color(severity: float, side: int, rng: np.random.Generator) -> LostColorParams:
-    """Draws lost colour of `severity` in [0, 1]; none is left from 0.7 on."""
-    return LostColorParams(max(draw("lost_color", "kept", severity, rng), 0.0))
-
-
-def lost_color(
-    picture: np.ndarray, params: LostColorParams, rng: np.random.Generator
-) -> np.ndarray:
+def lost_color(picture: np.ndarray, params: LostColorParams, rng: Generator) -> np.ndarray:
     """Fades colours: I = k J + (1 - k) Y, Y = 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601)."""
     grey = luma(picture)[..., None]
     return grey + np.float32(params.kept) * (picture - grey)
 
 
-def sample_smartphone_to_dslr(severity: float, side: int, rng: np.random.Generator) -> PhoneParams:
+def sample_smartphone_to_dslr(severity: float, side: int, rng: Generator) -> PhoneParams:
     """Draws a phone worse than a DSLR by `severity` in [0, 1]."""
-    name = "smartphone-to-dslr"
-    saturation, contrast, smear, halo, chroma, quality = (
-        draw(name, parameter, severity, rng)
-        for parameter in ("saturation", "contrast", "smear", "halo", "chroma", "quality")
-    )
+    name, neutral = "smartphone-to-dslr", (1.0, 1.0, 1.0)
+    params = draw_fields(PhoneParams, name, severity, side, rng, quality=0, cast=neutral)
+    quality = round(draw(name, "quality", severity, rng))
     red, green, blue = (float(1 + (0.02 + 0.05 * severity) * rng.uniform(-1, 1)) for _ in range(3))
-    return PhoneParams(
-        saturation, contrast, smear, halo, chroma, round(quality), (red, green, blue)
-    )
+    return replace(params, quality=quality, cast=(red, green, blue))
 
 
-def smartphone_to_dslr(
-    picture: np.ndarray, params: PhoneParams, rng: np.random.Generator
-) -> np.ndarray:
+def smartphone_to_dslr(picture: np.ndarray, params: PhoneParams, rng: Generator) -> np.ndarray:
     """Passes a DSLR's picture through a phone: smear, tone curve, colour, halos, JPEG.
 
     There is no agreed formula (DPED has photographed pairs); this is a chain of a phone's known
     faults, with Y luma and C = J - Y: Y is smoothed along edges, then bent by the curve
     3 Y^2 - 2 Y^3, then sharpened; I = cast (Y' + saturation (C + blotches)).
-
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Ignatov et al., DPED, ICCV 2017 (what differs between phones and a DSLR).
@@ -117,17 +103,16 @@ def smartphone_to_dslr(
     return jpeg_compression(np.clip(phone, 0, 1), JpegParams(params.quality, True), rng)
 
 
-def _blotches(height: int, width: int, sigma: float, rng: np.random.Generator) -> np.ndarray:
+def _blotches(height: int, width: int, sigma: float, rng: Generator) -> np.ndarray:
     """Draws colour noise coarser than a pixel, luma 0, standard deviation about `sigma`."""
     rows, columns = max(height // 3, 1), max(width // 3, 1)
-    noise = rng.standard_normal((3, rows, columns), dtype=np.float32)
+    noise = np.moveaxis(rng.standard_normal((3, rows, columns), dtype=np.float32), 0, 2)
     # 1.5: bicubic enlarging averages neighbours away.
-    grown = [resize(n * 1.5 * sigma, height, width, Image.Resampling.BICUBIC) for n in noise]
-    field = np.stack(grown, axis=2)
+    field = resize(noise * 1.5 * sigma, height, width, Image.Resampling.BICUBIC)
     return field - luma(field)[..., None]
 
 
-def sample_watermark(severity: float, side: int, rng: np.random.Generator) -> WatermarkParams:
+def sample_watermark(severity: float, side: int, rng: Generator) -> WatermarkParams:
     """Draws a watermark of `severity` in [0, 1]; letters grow with the picture's `side`."""
     text = str(rng.choice(_WORDS))
     if rng.random() < 0.4:
@@ -150,11 +135,8 @@ def sample_watermark(severity: float, side: int, rng: np.random.Generator) -> Wa
     )
 
 
-def watermark(picture: np.ndarray, params: WatermarkParams, rng: np.random.Generator) -> np.ndarray:
+def watermark(picture: np.ndarray, params: WatermarkParams, rng: Generator) -> np.ndarray:
     """Prints over a picture: I = (1 - a M) J + a M W, M the letters' and shapes' cover.
-
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Liu et al., WDNet, WACV 2021 (CLWD data: opacity 0.3 to 0.7, any size, place, angle).
@@ -194,14 +176,6 @@ def _tiled(stamp: Image.Image, height: int, width: int, params: WatermarkParams)
     turned = canvas.rotate(params.degrees, Image.Resampling.BICUBIC)
     left, top = (reach - width) // 2, (reach - height) // 2
     return np.asarray(turned.crop((left, top, left + width, top + height)), np.float32) / 255
-
-
-def load_font(size: int) -> Any:
-    """Loads Pillow's own font, in its only size where Pillow was built without FreeType."""
-    try:
-        return ImageFont.load_default(size)
-    except (TypeError, ImportError, OSError):
-        return ImageFont.load_default()
 
 
 def _letters(params: WatermarkParams) -> Image.Image:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image
 
 from cotir_jax.bench.degradations.filters import (
@@ -71,15 +72,15 @@ class JpegParams:
     half_colour: bool
 
 
-def sample_motion_blur(severity: float, side: int, rng: np.random.Generator) -> MotionBlurParams:
+def sample_motion_blur(severity: float, side: int, rng: Generator) -> MotionBlurParams:
     """Draws camera motion of `severity` in [0, 1]: 7 to 37 pixels at side 512."""
-    length = draw("motion-blur", "length", severity, rng) * side / 512
+    length = draw("motion-blur", "length", severity, rng, side)
     bend = draw("motion-blur", "bend", severity, rng) if rng.random() < 0.5 else 0.0
     degrees = draw("motion-blur", "degrees", severity, rng)
-    return MotionBlurParams(max(length, 2.0), degrees, bend)
+    return MotionBlurParams(length, degrees, bend)
 
 
-def motion_kernel(params: MotionBlurParams, rng: np.random.Generator) -> np.ndarray:
+def motion_kernel(params: MotionBlurParams, rng: Generator) -> np.ndarray:
     """Draws the point spread of the camera's path, float32 `[odd, odd]`, sum 1, centred.
 
     The heading starts at `degrees` from the horizontal and wanders by a smoothed random walk
@@ -104,17 +105,9 @@ def motion_kernel(params: MotionBlurParams, rng: np.random.Generator) -> np.ndar
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def motion_blur(
-    picture: np.ndarray, params: MotionBlurParams, rng: np.random.Generator
-) -> np.ndarray:
+def motion_blur(picture: np.ndarray, params: MotionBlurParams, rng: Generator) -> np.ndarray:
     """Smears float32 `[height, width, 3]` in [0, 1] along a path, in linear light."""
     return _blur_light(picture, motion_kernel(params, rng))
-
-
-def sample_defocus_blur(severity: float, side: int, rng: np.random.Generator) -> DefocusBlurParams:
-    """Draws defocus of `severity` in [0, 1]: radius 2 to 8 pixels at side 512."""
-    radius = draw("defocus-blur", "radius", severity, rng) * side / 512
-    return DefocusBlurParams(max(radius, 0.8))
 
 
 def disk_kernel(radius: float) -> np.ndarray:
@@ -123,9 +116,7 @@ def disk_kernel(radius: float) -> np.ndarray:
     return disk / disk.sum()
 
 
-def defocus_blur(
-    picture: np.ndarray, params: DefocusBlurParams, rng: np.random.Generator
-) -> np.ndarray:
+def defocus_blur(picture: np.ndarray, params: DefocusBlurParams, rng: Generator) -> np.ndarray:
     """Blurs float32 `[height, width, 3]` in [0, 1] by a disk, in linear light."""
     return _blur_light(picture, disk_kernel(params.radius))
 
@@ -135,18 +126,8 @@ def _blur_light(picture: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     return to_picture(convolve(to_light(picture), kernel))
 
 
-def sample_over_exposure(severity: float, side: int, rng: np.random.Generator) -> ExposureParams:
-    """Draws over-exposure of `severity` in [0, 1]: half a stop to two and a half."""
-    return ExposureParams(draw("over-exposure", "stops", severity, rng))
-
-
-def over_exposure(
-    picture: np.ndarray, params: ExposureParams, rng: np.random.Generator
-) -> np.ndarray:
+def over_exposure(picture: np.ndarray, params: ExposureParams, rng: Generator) -> np.ndarray:
     """Exposes too long: I = clip(J^2.2 2^EV)^(1/2.2); the sensor clips before its noise.
-
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         Afifi et al., Learning Multi-Scale Photo Exposure Correction, CVPR 2021 (stops as the
@@ -155,7 +136,7 @@ def over_exposure(
     return to_picture(to_light(picture) * np.float32(2**params.stops))
 
 
-def sample_noise(severity: float, side: int, rng: np.random.Generator) -> NoiseParams:
+def sample_noise(severity: float, side: int, rng: Generator) -> NoiseParams:
     """Draws noise of `severity` in [0, 1]: sigma 10 to 50 of 255, or photons of a like sigma."""
     sigma = draw("noise", "sigma", severity, rng) / 255
     if rng.random() < 0.6:
@@ -164,7 +145,7 @@ def sample_noise(severity: float, side: int, rng: np.random.Generator) -> NoiseP
     return NoiseParams("poisson", photons=0.5 / sigma**2)
 
 
-def noise(picture: np.ndarray, params: NoiseParams, rng: np.random.Generator) -> np.ndarray:
+def noise(picture: np.ndarray, params: NoiseParams, rng: Generator) -> np.ndarray:
     """Adds Gaussian or photon (Poisson) noise to float32 `[height, width, 3]` in [0, 1]."""
     if params.kind == "gaussian":
         shape = picture.shape[:2] + ((1,) if params.grey else (3,))
@@ -175,43 +156,28 @@ def noise(picture: np.ndarray, params: NoiseParams, rng: np.random.Generator) ->
     return np.clip(counts.astype(np.float32) / photons, 0, 1)
 
 
-def sample_low_resolution(
-    severity: float, side: int, rng: np.random.Generator
-) -> LowResolutionParams:
+def sample_low_resolution(severity: float, side: int, rng: Generator) -> LowResolutionParams:
     """Draws low resolution of `severity` in [0, 1]: 1.8 to 4.5 times smaller."""
     factor = draw("low-resolution", "factor", severity, rng)
     down = str(rng.choice(["BOX", "BILINEAR", "BICUBIC"]))
     return LowResolutionParams(factor, down, str(rng.choice(["BILINEAR", "BICUBIC"])))
 
 
-def low_resolution(
-    picture: np.ndarray, params: LowResolutionParams, rng: np.random.Generator
-) -> np.ndarray:
+def low_resolution(picture: np.ndarray, params: LowResolutionParams, rng: Generator) -> np.ndarray:
     """Shrinks float32 `[height, width, 3]` in [0, 1] and enlarges it to its old size."""
     height, width = picture.shape[:2]
     small = [max(round(side / params.factor), 1) for side in (height, width)]
-    down, up = Image.Resampling[params.down], Image.Resampling[params.up]
-    channels = [
-        resize(
-            resize(np.ascontiguousarray(picture[..., c]), small[0], small[1], down),
-            height,
-            width,
-            up,
-        )
-        for c in range(3)
-    ]
-    return np.clip(np.stack(channels, axis=2), 0, 1)
+    shrunk = resize(picture, small[0], small[1], Image.Resampling[params.down])
+    return np.clip(resize(shrunk, height, width, Image.Resampling[params.up]), 0, 1)
 
 
-def sample_jpeg_compression(severity: float, side: int, rng: np.random.Generator) -> JpegParams:
+def sample_jpeg_compression(severity: float, side: int, rng: Generator) -> JpegParams:
     """Draws JPEG of `severity` in [0, 1]: quality about 40 down to 6."""
     quality = draw("jpeg-compression", "quality", severity, rng)
     return JpegParams(int(np.clip(round(quality), 5, 95)), bool(rng.random() < 0.7))
 
 
-def jpeg_compression(
-    picture: np.ndarray, params: JpegParams, rng: np.random.Generator
-) -> np.ndarray:
+def jpeg_compression(picture: np.ndarray, params: JpegParams, rng: Generator) -> np.ndarray:
     """Passes float32 `[height, width, 3]` in [0, 1] through an 8-bit JPEG file in memory."""
     stream = io.BytesIO()
     Image.fromarray(np.rint(picture * 255).astype(np.uint8)).save(

@@ -3,10 +3,11 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.random import Generator
 
 from cotir_jax.bench.degradations.filters import to_light, to_picture
 from cotir_jax.bench.degradations.ranges import draw
-from cotir_jax.bench.degradations.weather import depth_from_nearness, depth_from_picture
+from cotir_jax.bench.degradations.weather import depth_of
 
 # Attenuation K per metre of red, green and blue light (600, 525 and 450 nm), after Jerlov, Marine
 # Optics, 1976: oceanic waters from the clearest, then coastal ones.
@@ -39,7 +40,7 @@ class UnderwaterParams:
     depth: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
-def sample_underwater(severity: float, side: int, rng: np.random.Generator) -> UnderwaterParams:
+def sample_underwater(severity: float, side: int, rng: Generator) -> UnderwaterParams:
     """Draws water of `severity` in [0, 1]: any class, as many metres as make it that thick."""
     water = tuple(JERLOV)[rng.integers(len(JERLOV))]
     thickness = draw("underwater", "thickness", severity, rng)
@@ -49,14 +50,9 @@ def sample_underwater(severity: float, side: int, rng: np.random.Generator) -> U
     return UnderwaterParams(water, distance, below, backscatter)
 
 
-def underwater(
-    picture: np.ndarray, params: UnderwaterParams, rng: np.random.Generator
-) -> np.ndarray:
+def underwater(picture: np.ndarray, params: UnderwaterParams, rng: Generator) -> np.ndarray:
     """Sinks float32 `[height, width, 3]` in [0, 1] in water, over a depth made up or given."""
-    if params.depth is None:
-        depth = depth_from_picture(picture, 1.2, 0.1, rng)
-    else:
-        depth = depth_from_nearness(picture, params.depth)
+    depth = depth_of(picture, params.depth, 1.2, 0.1, rng)
     return water_over_distance(picture, depth * params.distance, params)
 
 

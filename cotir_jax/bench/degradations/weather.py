@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.random import Generator
 
 from cotir_jax.bench.degradations.filters import (
     capsule_kernel,
@@ -12,7 +13,7 @@ from cotir_jax.bench.degradations.filters import (
     scatter,
     smooth_noise,
 )
-from cotir_jax.bench.degradations.ranges import draw
+from cotir_jax.bench.degradations.ranges import draw, draw_fields
 
 
 @dataclass(frozen=True)
@@ -82,27 +83,23 @@ class SnowParams:
     mask: np.ndarray | None = field(default=None, repr=False, compare=False)
 
 
-def sample_haze(severity: float, side: int, rng: np.random.Generator) -> HazeParams:
+def sample_haze(severity: float, side: int, rng: Generator) -> HazeParams:
     """Draws haze of `severity` in [0, 1]; ranges around OneRestore's and RESIDE's."""
     density = draw("haze", "density", severity, rng)
     airlight = _airlight("haze", severity, rng)
-    ramp_power = draw("haze", "ramp_power", severity, rng)
-    return HazeParams(density, airlight, ramp_power, draw("haze", "noise_share", severity, rng))
+    return draw_fields(HazeParams, "haze", severity, side, rng, density=density, airlight=airlight)
 
 
-def _airlight(name: str, severity: float, rng: np.random.Generator) -> tuple[float, float, float]:
+def _airlight(name: str, severity: float, rng: Generator) -> tuple[float, float, float]:
     grey = draw(name, "airlight", severity, rng)
     tint = draw(name, "tint", severity, rng)  # cold or warm light
     red, green, blue = (float(np.clip(grey + offset, 0, 1)) for offset in (-tint, 0.0, tint))
     return red, green, blue
 
 
-def haze(picture: np.ndarray, params: HazeParams, rng: np.random.Generator) -> np.ndarray:
+def haze(picture: np.ndarray, params: HazeParams, rng: Generator) -> np.ndarray:
     """Veils float32 `[height, width, 3]` in [0, 1] by haze over its depth, made up or given."""
-    if params.depth is None:
-        depth = depth_from_picture(picture, params.ramp_power, params.noise_share, rng)
-    else:
-        depth = depth_from_nearness(picture, params.depth)
+    depth = depth_of(picture, params.depth, params.ramp_power, params.noise_share, rng)
     return haze_over_depth(picture, depth, params.density, params.airlight)
 
 
@@ -129,46 +126,50 @@ def haze_over_depth(
 
 
 def sample_non_homogeneous_haze(
-    severity: float, side: int, rng: np.random.Generator
+    severity: float, side: int, rng: Generator
 ) -> NonHomogeneousHazeParams:
     """Draws patchy haze of `severity` in [0, 1]; patches grow with the picture's `side`."""
     name = "non-homogeneous-haze"
-    return NonHomogeneousHazeParams(
-        density=draw(name, "density", severity, rng),
-        airlight=_airlight(name, severity, rng),
-        patchiness=draw(name, "patchiness", severity, rng),
-        patch=draw(name, "patch", severity, rng) * side / 512,
-    )
+    density, airlight = draw(name, "density", severity, rng), _airlight(name, severity, rng)
+    given = {"density": density, "airlight": airlight}
+    return draw_fields(NonHomogeneousHazeParams, name, severity, side, rng, **given)
 
 
 def non_homogeneous_haze(
-    picture: np.ndarray, params: NonHomogeneousHazeParams, rng: np.random.Generator
+    picture: np.ndarray, params: NonHomogeneousHazeParams, rng: Generator
 ) -> np.ndarray:
     """Veils a picture by smoke-like haze: I = J t + A (1 - t), t = exp(-beta(x) d).
 
     beta(x) = density ((1 - p) + 2 p n(x)) with patchiness p and n fractal noise of five octaves,
     its contrast raised, mean about 1/2. The near air is hazy too: d = 0.4 + 0.6 depth.
 
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
-
     References:
         Zhang et al., FoHIS, ICIP 2017 (extinction times Perlin noise); the look is that of
         Ancuti et al., NH-HAZE, CVPRW 2020.
     """
     height, width = picture.shape[:2]
-    if params.depth is None:
-        depth = depth_from_picture(picture, 1.0, 0.1, rng)
-    else:
-        depth = depth_from_nearness(picture, params.depth)
+    depth = depth_of(picture, params.depth, 1.0, 0.1, rng)
     noise = smooth_noise(height, width, params.patch, 5, rng)
     swing = np.clip(0.5 + 1.7 * (noise - noise.mean()), 0, 1)
     density = params.density * ((1 - params.patchiness) + 2 * params.patchiness * swing)
     return haze_over_depth(picture, 0.4 + 0.6 * depth, density, params.airlight)
 
 
+def depth_of(
+    picture: np.ndarray,
+    nearness: np.ndarray | None,
+    ramp_power: float,
+    noise_share: float,
+    rng: Generator,
+) -> np.ndarray:
+    """Returns `depth_from_nearness` where there is such a map, else `depth_from_picture`."""
+    if nearness is not None:
+        return depth_from_nearness(picture, nearness)
+    return depth_from_picture(picture, ramp_power, noise_share, rng)
+
+
 def depth_from_picture(
-    picture: np.ndarray, ramp_power: float, noise_share: float, rng: np.random.Generator
+    picture: np.ndarray, ramp_power: float, noise_share: float, rng: Generator
 ) -> np.ndarray:
     """Makes up a plausible depth in [0.1, 1] without a depth network, float32 `[height, width]`.
 
@@ -212,26 +213,10 @@ def _span(depth: np.ndarray) -> np.ndarray:
     return 0.1 + 0.9 * np.clip((depth - low) / max(float(high - low), 1e-3), 0, 1)
 
 
-def sample_rain_streak(severity: float, side: int, rng: np.random.Generator) -> RainParams:
-    """Draws rain of `severity` in [0, 1]; sizes in pixels grow with the picture's `side`."""
-    name, scale = "rain-streak", side / 512
-    return RainParams(
-        count=int(draw(name, "count", severity, rng)),
-        length=draw(name, "length", severity, rng) * scale,
-        half_width=max(draw(name, "half_width", severity, rng) * scale, 0.3),
-        degrees=draw(name, "degrees", severity, rng),
-        opacity=draw(name, "opacity", severity, rng),
-        veil=draw(name, "veil", severity, rng),
-    )
-
-
-def rain_streak(picture: np.ndarray, params: RainParams, rng: np.random.Generator) -> np.ndarray:
+def rain_streak(picture: np.ndarray, params: RainParams, rng: Generator) -> np.ndarray:
     """Adds rain streaks: I = (1 - veil) (J + light * layers) + veil A.
 
     Far streaks are many, short and faint, near ones few, long and strong; all lean alike.
-
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
 
     References:
         The heavy-rain model of Yang et al., CVPR 2017.
@@ -247,9 +232,7 @@ def rain_streak(picture: np.ndarray, params: RainParams, rng: np.random.Generato
     return np.clip((1 - params.veil) * rain + params.veil * 0.75 * params.light, 0, 1)
 
 
-def _drawn_streaks(
-    height: int, width: int, params: RainParams, rng: np.random.Generator
-) -> np.ndarray:
+def _drawn_streaks(height: int, width: int, params: RainParams, rng: Generator) -> np.ndarray:
     streaks = np.zeros((height, width), np.float32)
     for share, size, strength in ((0.6, 0.6, 0.6), (0.3, 1.0, 0.85), (0.1, 1.6, 1.0)):
         kernel = capsule_kernel(
@@ -260,25 +243,10 @@ def _drawn_streaks(
     return streaks
 
 
-def sample_snow(severity: float, side: int, rng: np.random.Generator) -> SnowParams:
-    """Draws snow of `severity` in [0, 1]; sizes in pixels grow with the picture's `side`."""
-    return SnowParams(
-        count=int(draw("snow", "count", severity, rng)),
-        radius=max(draw("snow", "radius", severity, rng) * side / 512, 0.5),
-        degrees=draw("snow", "degrees", severity, rng),
-        smear=draw("snow", "smear", severity, rng),
-        opacity=draw("snow", "opacity", severity, rng),
-        whitening=draw("snow", "whitening", severity, rng),
-    )
-
-
-def snow(picture: np.ndarray, params: SnowParams, rng: np.random.Generator) -> np.ndarray:
+def snow(picture: np.ndarray, params: SnowParams, rng: Generator) -> np.ndarray:
     """Lets snow fall: I = J' (1 - S) + light S, with J' the picture paled by snow-lit air.
 
     J' = (1 - w) J + w max(J, 0.8 grey + 0.35 light); S is made of far, middle and near flakes.
-
-    Args:
-        picture: J, float32 `[height, width, 3]` in [0, 1].
     """
     height, width = picture.shape[:2]
     if params.mask is None:
@@ -291,9 +259,7 @@ def snow(picture: np.ndarray, params: SnowParams, rng: np.random.Generator) -> n
     return np.clip(pale * (1 - cover) + params.light * cover, 0, 1)
 
 
-def _drawn_flakes(
-    height: int, width: int, params: SnowParams, rng: np.random.Generator
-) -> np.ndarray:
+def _drawn_flakes(height: int, width: int, params: SnowParams, rng: Generator) -> np.ndarray:
     cover = np.zeros((height, width), np.float32)
     # Share of the flakes, size, opacity, edge ramp in radii: near flakes are out of focus.
     layers = ((0.72, 0.5, 0.75, 0.9), (0.23, 1.0, 1.0, 0.8), (0.05, 2.4, 0.8, 1.3))
