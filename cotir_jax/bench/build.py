@@ -9,15 +9,12 @@ import json
 import logging
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
-
-from tqdm import tqdm
 
 from cotir_jax import files
 from cotir_jax.bench.composites import folder_name
@@ -34,7 +31,7 @@ from cotir_jax.bench.plan import (
     prompts_of,
     scene_writer,
 )
-from cotir_jax.bench.pool import Spread, spread_over
+from cotir_jax.bench.pool import Spread, progress_bar, spread_over
 from cotir_jax.bench.records import shard_path
 from cotir_jax.bench.shards import write_pair, write_prompts, write_shard
 
@@ -89,7 +86,10 @@ def build_bench(
         raise ValueError(f"file_format is {file_format!r}; expected one of {', '.join(FORMATS)}")
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; expected 1 or more")
-    _check_free(out)
+    if out.exists() and (
+        not out.is_dir() or any(out.iterdir()) and not (out / RECORD_FILE).is_file()
+    ):
+        raise ValueError(f"{out}: exists and is not an empty folder; name another or remove it")
     plan = make_plan(photos, **choices)
     record = _describe(plan, file_format)
     counts = {
@@ -119,13 +119,6 @@ def build_bench(
     return counts
 
 
-def _check_free(out: Path) -> None:
-    if out.exists() and (
-        not out.is_dir() or any(out.iterdir()) and not (out / RECORD_FILE).is_file()
-    ):
-        raise ValueError(f"{out}: exists and is not an empty folder; name another or remove it")
-
-
 def _describe(plan: Plan, file_format: str) -> dict[str, Any]:
     """Returns what two builds must have in common to be one."""
     maps = {
@@ -143,14 +136,10 @@ def _describe(plan: Plan, file_format: str) -> dict[str, Any]:
         "seed": plan.seed,
         "degradations": list(plan.names["train"]),
         "test_degradations": list(plan.names["test"]),
-        **{f"{split}_photos": _fingerprint(plan.photos[split]) for split in SPLITS},
-        **{name: _fingerprint(list(files)) if files else "" for name, files in maps.items()},
+        **{f"{split}_photos": fingerprint(plan.photos[split]) for split in SPLITS},
+        **{name: fingerprint(paths) if paths else "" for name, paths in maps.items()},
         "scene": list(plan.scene or ()),
     }
-
-
-def _fingerprint(paths: list[PhotoPath]) -> str:
-    return f"{len(paths)} files {fingerprint(paths)}"
 
 
 def _skipped(folder: Path, record: dict[str, Any], remedy: str) -> dict[str, list[str]]:
@@ -178,12 +167,10 @@ def _short(value: Any) -> str:
 
 def _unusable(plan: Plan, spread: Spread, skip_bad: bool) -> dict[str, list[str]]:
     """Returns the names of photos that cannot be used, by split; checked before hours of work."""
-    step = 16
     skipped: dict[str, list[str]] = {}
     problems = []
     for split, paths in plan.photos.items():
-        pieces = [tuple(paths[at : at + step]) for at in range(0, len(paths), step)]
-        found = [pair for _, pairs in spread(_photo_problems, pieces) for pair in pairs]
+        found = [(path.name, problem) for path, problem in spread(_problem, paths) if problem]
         skipped[split] = sorted(name for name, _ in found)
         problems += sorted(problem for _, problem in found)
     if problems and not skip_bad:
@@ -194,14 +181,12 @@ def _unusable(plan: Plan, spread: Spread, skip_bad: bool) -> dict[str, list[str]
     return skipped
 
 
-def _photo_problems(paths: tuple[PhotoPath, ...]) -> list[tuple[str, str]]:
-    problems = []
-    for path in paths:
-        try:
-            trimmed_photo(path)
-        except ValueError as error:
-            problems.append((path.name, str(error)))
-    return problems
+def _problem(path: PhotoPath) -> str:
+    try:
+        trimmed_photo(path)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _without(plan: Plan, skipped: dict[str, list[str]]) -> Plan:
@@ -237,9 +222,6 @@ def _build(plan: Plan, part: Path, file_format: str, spread: Spread, progress: b
     for task in (*tasks["train"], *tasks["test"]):
         for path in (task.path, task.records or task.path):
             path.parent.mkdir(parents=True, exist_ok=True)
-    if tasks["test"]:
-        for side in ("lq", "hq"):
-            (part / "test" / side).mkdir(parents=True, exist_ok=True)
     _run([*tasks["train"], *tasks["test"]], spread, progress)
     if tasks["test"]:
         lines = b"".join(task.path.read_bytes() for task in tasks["test"])
@@ -257,15 +239,13 @@ def _lengths(tasks: list[_Task]) -> list[int]:
 
 def _tasks(plan: Plan, split: str, part: Path, file_format: str) -> list[_Task]:
     jobs = list(plan.jobs(split, _SHARD_SAMPLES))
-    shards: list[Path | None] = [None] * len(jobs)
-    if file_format == "array_record":
-        # Numbered by place in the split, whatever the order of work.
-        order = sorted(range(len(jobs)), key=lambda at: jobs[at].position)
-        for number, at in enumerate(order):
-            shards[at] = shard_path(part, split, number, len(jobs))
+    # Record shards are numbered by place in the split, whatever the order of work.
+    numbers = {at: number for number, at in enumerate(sorted(job.position for job in jobs))}
     tasks = []
-    for job, shard in zip(jobs, shards, strict=True):
-        folder, start = folder_name(job.name), job.numbers.start
+    for job in jobs:
+        folder, start, shard = folder_name(job.name), job.numbers.start, None
+        if file_format == "array_record":
+            shard = shard_path(part, split, numbers[job.position], len(jobs))
         if split == "test":
             tasks.append(_Task(job, part / "rows" / f"{folder}-{start:06d}.jsonl", shard))
         else:
@@ -277,12 +257,8 @@ def _tasks(plan: Plan, split: str, part: Path, file_format: str) -> list[_Task]:
 def _run(tasks: list[_Task], spread: Spread, progress: bool) -> None:
     missing = [task for task in tasks if not task.path.exists()]
     total, left = (sum(_lengths(some)) for some in (tasks, missing))
-    # A bar on a terminal, a line every ten seconds in a log.
-    every = 0.1 if sys.stderr.isatty() else 10.0
-    bar = tqdm(total=total, initial=total - left, unit="pair", desc="bench",
-               disable=not progress, mininterval=every)  # fmt: skip
-    with bar:
-        measured, reason = 0, ""
+    measured, reason = 0, ""
+    with progress_bar(total, "pair", "bench", progress, done=total - left) as bar:
         for task, (failed, problem) in spread(_do, missing):
             bar.update(len(task.job.numbers))
             measured, reason = measured + failed, problem or reason
@@ -293,23 +269,20 @@ def _run(tasks: list[_Task], spread: Spread, progress: bool) -> None:
 
 def _do(task: _Task) -> tuple[int, str]:
     """Does a task; returns how many scene sentences the endpoint did not give, and why."""
-    if task.job.scene is None:
-        _write(task)
-        return 0, ""
-    writer = scene_writer(task.job.scene)
-    before = writer.failed
+    writer = scene_writer(task.job.scene) if task.job.scene else None
+    before = writer.failed if writer else 0
     _write(task)
-    return writer.failed - before, writer.problem
+    return (writer.failed - before, writer.problem) if writer else (0, "")
 
 
 def _write(task: _Task) -> None:
     """Writes one shard, or some of one degradation's test pictures and their lines."""
     samples = make_samples(task.job)
-    if task.job.split == "train" and task.path.suffix == ".tar":
-        write_shard(samples, task.path)
-        return
     if task.job.split == "train":
-        _write_records(task.job, samples, task.path)
+        if task.path.suffix == ".tar":
+            write_shard(samples, task.path)
+        else:
+            _write_records(task.job, samples, task.path)
         return
     folder = task.path.parents[1] / "test"
     kept = []

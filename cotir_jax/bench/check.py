@@ -2,22 +2,20 @@
 
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 from scipy.fft import dctn
-from tqdm import tqdm
 
 from cotir_jax import files
 from cotir_jax.bench.listing import find_lq, scan_listing
-from cotir_jax.bench.pool import Spread, spread_over
+from cotir_jax.bench.pool import Spread, progress_bar, spread_over
 from cotir_jax.bench.records import is_data_set, open_split, read_info
 from cotir_jax.bench.shards import FIELDS, read_shard
 from cotir_jax.bench.words.thoughts import parse_thoughts
@@ -113,20 +111,16 @@ def check_bench(
         root = root.parent
     report = Report()
     pieces = _find_pieces(root, report)
-    report.add(*_check_prompt_file(root, "gen_prompt"))
-    for name in sorted({piece.folder for piece in pieces}):
+    for name in ("gen_prompt", *sorted({piece.folder for piece in pieces})):
         report.add(*_check_prompt_file(root, name))
     with spread_over(workers) as spread:
         looks = _check_test(root / "test", spread, report)
         jpeg_types: set[str] = set()
-        every = 0.1 if sys.stderr.isatty() else 10.0
-        bar = tqdm(total=len(pieces), unit="shard", desc="check", disable=not progress,
-                   mininterval=every)  # fmt: skip
         samples: Counter[str] = Counter({piece.folder: 0 for piece in pieces})
         without: Counter[str] = Counter()
         problems: list[tuple[Path, int, list[str]]] = []
         kept = 0
-        with bar:
+        with progress_bar(len(pieces), "shard", "check", progress) as bar:
             for piece, found in spread(partial(_check_piece, looks=looks), pieces):
                 samples.update(found.samples)
                 without.update(found.without_thoughts)
@@ -151,13 +145,10 @@ def _find_pieces(root: Path, report: Report) -> list[_Piece]:
         return _find_records(root)
     images = root / "image" if (root / "image").is_dir() else root
     pieces = []
-    folders = [
-        inner
-        for inner in sorted(images.iterdir())
-        if inner.is_dir() and inner.name not in _NOT_DEGRADATIONS and not inner.name.startswith(".")
-    ]
+    found = sorted(path for path in images.glob("[!.]*") if path.is_dir())
+    folders = [inner for inner in found if inner.name not in _NOT_DEGRADATIONS]
     for inner in folders:
-        paths = sorted(path for path in inner.glob("*.tar") if not path.name.startswith("."))
+        paths = sorted(inner.glob("[!.]*.tar"))
         if not paths:
             report.add(f"{inner}: no .tar shards")
         pieces += [_Piece(inner.name, path) for path in paths]
@@ -205,7 +196,7 @@ def _check_piece(piece: _Piece, looks: _Looks) -> _Found:
                 found.problems.append(f"{where}: no {' and no '.join(missing)}")
                 continue
             hq, lq = (io.BytesIO(sample[name]) for name in FIELDS[:2])
-            clean, problems = _check_pair(where, hq, lq)
+            clean, problems = _check_pair((where, hq, lq))
             found.problems += problems
             if clean is not None:
                 found.problems += _near_duplicates(where, clean, looks)
@@ -222,10 +213,8 @@ def _samples(piece: _Piece) -> Iterator[tuple[str, dict[str, bytes]]]:
     split = open_split(piece.path, "train")
     for place in range(piece.start, piece.stop):
         record = split[place]
-        yield (
-            record["key"].decode(),
-            {"hq.png": record["hq"], "lq.png": record["lq"], "meta.json": record["meta"]},
-        )
+        fields = (record[name.partition(".")[0]] for name in FIELDS)
+        yield record["key"].decode(), dict(zip(FIELDS, fields, strict=True))
 
 
 def _check_meta(where: str, folder: str, data: bytes, found: _Found) -> None:
@@ -244,24 +233,24 @@ def _check_meta(where: str, folder: str, data: bytes, found: _Found) -> None:
 
 
 def _check_pair(
-    where: str, hq: BinaryIO | Path, lq: BinaryIO | Path
+    pair: tuple[str, BinaryIO | Path, BinaryIO | Path],
 ) -> tuple[np.ndarray | None, list[str]]:
-    """Returns the clean picture's `_thumbnail`, or None, and the pair's problems."""
+    """Takes a name, hq and lq; returns the clean picture in grey, or None, and problems."""
+    where, hq, lq = pair
     sizes = []
     clean = None
     for name, source in (("hq", hq), ("lq", lq)):
         try:
             with Image.open(source) as image:
                 image.load()
-                sizes.append(image.size)
+                sizes.append(f"{image.width}x{image.height}")
                 if name == "hq":
                     clean = _grey(image)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             reason = files.one_line(error)
             return clean, [f"{where}: {name} cannot be read ({reason})"]
     if sizes[0] != sizes[1]:
-        width_height = " and ".join(f"{width}x{height}" for width, height in sizes)
-        return clean, [f"{where}: hq and lq differ in size, {width_height}"]
+        return clean, [f"{where}: hq and lq differ in size, {' and '.join(sizes)}"]
     return clean, []
 
 
@@ -282,16 +271,17 @@ def _check_test(folder: Path, spread: Spread, report: Report) -> _Looks:
         if picture.missing:
             report.add(f"{listing} line {picture.line}: no {', '.join(picture.missing)}")
         try:
-            pairs.append((folder / "hq" / picture.name, find_lq(listing, picture)))
+            lq = find_lq(listing, picture)
+            pairs.append((str(lq), folder / "hq" / picture.name, lq))
         except ValueError as error:
             report.add(str(error))
-    found = dict(spread(_check_test_pair, pairs))
+    found = dict(spread(_check_pair, pairs))
     looked = {}
     for pair in pairs:  # in the list's order
         clean, problems = found[pair]
         report.add(*problems)
         if clean is not None:
-            looked[pair[0]] = clean
+            looked[pair[1]] = clean
     if not looked:
         return looks
     sides = [(clean, clean[:, ::-1]) for clean in looked.values()]
@@ -302,21 +292,15 @@ def _check_test(folder: Path, spread: Spread, report: Report) -> _Looks:
     )
 
 
-def _check_test_pair(pair: tuple[Path, Path]) -> tuple[np.ndarray | None, list[str]]:
-    return _check_pair(str(pair[1]), *pair)
-
-
 def _grey(image: Image.Image) -> np.ndarray:
     """Returns the picture in grey at 32x32, uint8."""
-    small = image.convert("L").resize((32, 32), Image.Resampling.LANCZOS)
-    return np.asarray(small)
+    return np.asarray(image.convert("L").resize((32, 32), Image.Resampling.LANCZOS))
 
 
 def _hash(grey: np.ndarray) -> np.uint64:
     """Computes the 64-bit DCT hash of a uint8 `[32, 32]` picture (Zauner 2010; `imagehash`)."""
     low = dctn(grey.astype(np.float64), type=2)[:8, :8]
-    bits = (low > np.median(low)).ravel()
-    return np.packbits(bits).view(">u8").astype(np.uint64)[0]
+    return np.packbits(low > np.median(low)).view(">u8").astype(np.uint64)[0]
 
 
 def _thumbnail(grey: np.ndarray) -> np.ndarray:
@@ -327,7 +311,7 @@ def _near_duplicates(where: str, clean: np.ndarray, looks: _Looks) -> Iterable[s
     if not looks.names or clean.std() < _MIN_SPREAD:
         return []
     close = np.bitwise_count(looks.hashes ^ _hash(clean)) <= _MAX_BITS
-    lines: dict[str, Any] = {}
+    lines: dict[str, None] = {}
     for number, side in np.argwhere(close):
         small = _thumbnail(clean).astype(np.float32)
         difference = np.abs(small - looks.thumbnails[number, side]).mean()

@@ -4,13 +4,12 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from cotir_jax.bench.composites import SEEN, SINGLES, UNSEEN, apply_chain, sample_chain
-from cotir_jax.bench.degradations.processing import load_font
 from cotir_jax.bench.photos import find_photos, trimmed_photo
 from cotir_jax.bench.words.table import plain_name
-from cotir_jax.images.pictures import PICTURE_SUFFIXES, contact_sheet, save_picture
+from cotir_jax.images.pictures import PICTURE_SUFFIXES, contact_sheet, load_font, save_picture
 
 _SEVERITIES = {"mild": 1 / 6, "moderate": 1 / 2, "severe": 5 / 6}
 _COMPOSITE_SEVERITY = 0.45
@@ -41,7 +40,8 @@ def write_gallery(
         raise ValueError(
             f"{out}: suffix {out.suffix!r} is not one of {', '.join(PICTURE_SUFFIXES)}"
         )
-    clean = _square(trimmed_photo(_bundled(_PHOTO) if photo is None else Path(photo)), 3 * side)
+    whole = Image.fromarray(trimmed_photo(_bundled(_PHOTO) if photo is None else Path(photo)))
+    clean = np.asarray(ImageOps.fit(whole, (3 * side, 3 * side), Image.Resampling.LANCZOS))
     # A photo of the user's comes without a second one; it is mirrored itself.
     second = trimmed_photo(_bundled(_SECOND)) if photo is None else None
     other = out.with_name(f"{out.stem}-composites{out.suffix}")
@@ -64,23 +64,16 @@ def degradations_sheet(
     Returns:
         uint8 `[height, width, 3]`.
     """
-    rows = {"clean": [_small(clean, side)]}
-    for name in SINGLES:
-        rows[name] = [
-            _example(clean, name, severity, side, seed, second) for severity in _SEVERITIES.values()
-        ]
+    labels = ["clean", *map(plain_name, SINGLES)]
+    levels = _SEVERITIES.values()
+    rows = [[_example(clean, name, at, side, seed, second) for at in levels] for name in SINGLES]
+    rows = [[_small(clean, side)], *rows]
     half = (len(rows) + 1) // 2
-    names = list(rows)
     halves = [
-        contact_sheet(
-            [rows[name] for name in part],
-            [plain_name(name) for name in part],
-            list(_SEVERITIES),
-            font_size=13,
-        )
-        for part in (names[:half], names[half:])
+        contact_sheet(rows[part], labels[part], list(_SEVERITIES), font_size=13)
+        for part in (slice(half), slice(half, None))
     ]
-    return np.concatenate(_same_size(halves, axis=0), axis=1)
+    return contact_sheet([halves])
 
 
 def composites_sheet(
@@ -88,10 +81,7 @@ def composites_sheet(
 ) -> np.ndarray:
     """Shows the composites at moderate severity with their names, those of the test split last.
 
-    Args: as of `degradations_sheet`.
-
-    Returns:
-        uint8 `[height, width, 3]`.
+    It takes and returns what `degradations_sheet` does.
     """
     blocks = []
     for label, names in (("seen", SEEN), ("unseen: test only", UNSEEN)):
@@ -102,7 +92,7 @@ def composites_sheet(
         rows = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
         head = [label] + [""] * (len(rows[0]) - 1)
         blocks.append(contact_sheet(rows, column_labels=head, font_size=13))
-    return np.concatenate(_same_size(blocks, axis=1))
+    return contact_sheet([[block] for block in blocks])
 
 
 def _example(
@@ -126,7 +116,7 @@ def _captioned(picture: np.ndarray, name: str) -> np.ndarray:
     for number, part in enumerate(name.split("+")):
         word = plain_name(part) if number == 0 else f"+ {plain_name(part)}"
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
+        if lines[-1] and font.getlength(longer) > width - 4:  # some letters are wider than that
             lines.append(word)
         else:
             lines[-1] = longer
@@ -134,26 +124,6 @@ def _captioned(picture: np.ndarray, name: str) -> np.ndarray:
     for number, line in enumerate(lines):
         ImageDraw.Draw(strip).text((1, number * (size + 1)), line, "black", font=font)
     return np.concatenate([picture, np.asarray(strip)])
-
-
-def _same_size(parts: list[np.ndarray], axis: int) -> list[np.ndarray]:
-    """Adds white at the bottom (axis 0) or on the right (axis 1) of the smaller ones."""
-    most = max(part.shape[axis] for part in parts)
-    padded = []
-    for part in parts:
-        room = [(0, 0), (0, 0), (0, 0)]
-        room[axis] = (0, most - part.shape[axis])
-        padded.append(np.pad(part, room, constant_values=255))
-    return padded
-
-
-def _square(photo: np.ndarray, side: int) -> np.ndarray:
-    height, width = photo.shape[:2]
-    least = min(height, width)
-    left, top = (width - least) // 2, (height - least) // 2
-    box = (left, top, left + least, top + least)
-    image = Image.fromarray(photo).resize((side, side), Image.Resampling.LANCZOS, box=box)
-    return np.asarray(image)
 
 
 def _bundled(stem: str) -> Path:

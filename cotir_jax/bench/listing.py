@@ -1,7 +1,5 @@
 """A test split's listing, `test.jsonl`: a line of JSON per degraded picture."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -44,8 +42,7 @@ def read_listing(path: Path) -> list[ListedPicture]:
     """Reads and checks a listing, so that a damaged line shows before any work is done.
 
     Raises:
-      ValueError: missing, empty, undecodable, or a line that is no JSON object with lq_path and
-        deg_type; the message names file and line.
+      ValueError: missing, undecodable, or the first of `scan_listing`'s problems.
     """
     pictures, problems = scan_listing(path)
     if problems:

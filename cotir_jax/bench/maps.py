@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from cotir_jax.bench.degradations.filters import resize
 from cotir_jax.images.pictures import PICTURE_SUFFIXES, list_pictures, load_picture
 
 
@@ -75,14 +76,9 @@ def load_map(path: Path) -> np.ndarray:
 
 
 def depth_of_photo(maps: Maps, photo: Path, height: int, width: int) -> np.ndarray | None:
-    """Returns the nearness that `maps` holds for a photo, brought to the photo's size.
+    """Returns the nearness that `maps` holds for a photo's name, brought to `height` and `width`.
 
     It is to be cut like the photo, and the cut given to `composites.sample_chain`.
-
-    Args:
-        photo: the photo's path; its name without suffix is looked up.
-        height: of the photo in pixels.
-        width: of the photo in pixels.
 
     Returns:
         float32 `[height, width]` in [0, 1], 1 nearest; None where there is none.
@@ -100,5 +96,4 @@ def depth_of_photo(maps: Maps, photo: Path, height: int, width: int) -> np.ndarr
             f"{path}: {field.shape[1]}x{field.shape[0]} has other proportions than {photo.name} "
             f"({width}x{height}); give the depth map of the full photo"
         )
-    image = Image.fromarray(field).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    return resize(field, height, width, Image.Resampling.BILINEAR)

@@ -1,25 +1,20 @@
 """Pages drawn for training: slides, charts, screens and cartoons, which photo collections lack."""
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw
 
-from cotir_jax.bench.degradations.processing import load_font
+from cotir_jax.images.pictures import load_font
 
 _LETTERS = np.array(list("eeetttaaooiinnsshhrrddlcumwfgypbvkEATSNORIDLCPMBFHGW0123456789"))
 _FINER = 2  # pages are drawn at twice their size and scaled down, which smooths their edges
 
 
-def draw_page(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def draw_page(photo: np.ndarray, rng: Generator) -> np.ndarray:
     """Draws a page around a photo: paper, blocks of text, charts, figures, the photo as an inset.
 
     A model that has seen only photos takes white paper and hard edges for glare, and corrects
-    them.
-
-    Args:
-        photo: uint8 `[side, side, 3]`.
-
-    Returns:
-        uint8 `[side, side, 3]`, a page of the same size.
+    them. Photo and page are uint8 `[side, side, 3]`.
     """
     side = _FINER * photo.shape[0]
     page = _paper(side, rng)
@@ -39,7 +34,7 @@ def draw_page(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.array(small)
 
 
-def _paper(side: int, rng: np.random.Generator) -> Image.Image:
+def _paper(side: int, rng: Generator) -> Image.Image:
     """Draws paper, white or nearly, else of any colour; a third blends into a second colour."""
     ends = [
         rng.uniform(0, 255, 3) if rng.random() < 0.4 else 255 - np.abs(rng.normal(0, 10, 3))
@@ -54,13 +49,13 @@ def _paper(side: int, rng: np.random.Generator) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(colours, 0, 255)).astype(np.uint8))
 
 
-def _contrasting(paper: np.ndarray, rng: np.random.Generator) -> tuple[int, ...]:
+def _contrasting(paper: np.ndarray, rng: Generator) -> tuple[int, ...]:
     """Chooses ink that can be read on paper of this mean colour: black or white, or nearly."""
     away = np.abs(rng.normal(0, 30, 3))
     return tuple(int(x) for x in np.clip(away if paper.mean() > 110 else 255 - away, 0, 255))
 
 
-def _colour(rng: np.random.Generator) -> tuple[int, ...]:
+def _colour(rng: Generator) -> tuple[int, ...]:
     return tuple(int(x) for x in rng.integers(0, 256, 3))
 
 

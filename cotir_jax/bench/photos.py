@@ -9,8 +9,10 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from etils import epath
+from numpy.random import Generator
 from PIL import Image
 
+from cotir_jax.bench.degradations.filters import luma
 from cotir_jax.images.pictures import PICTURE_SUFFIXES, list_pictures, load_picture
 
 # Photographs inside scikit-image's wheel. No two of one subject stand on both sides.
@@ -22,7 +24,6 @@ BUNDLED_TEST = ("camera.png", "chelsea.png", "rocket.jpg")
 
 BORDER = 2  # some photo collections have dark outer rows
 _MIN_SIDE = 16
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 _CACHE_BYTES = 256 * 2**20
 _recent: OrderedDict[Path | epath.Path, np.ndarray] = OrderedDict()
 
@@ -39,12 +40,12 @@ def find_photos(
         photos: a folder or bucket (`gs://...`), or None for the photographs that ship inside
             scikit-image.
         test_photos: a folder of test photos; then all of `photos` is for training. By default
-            an eighth of `photos`, at least one, is kept for the test, chosen by `seed`.
+            an eighth of `photos`, at least one, is kept for the test.
+        seed: of that choice.
 
     Raises:
         ValueError: a missing or empty folder, too few photos, or one file in both folders.
     """
-    train: list[PhotoPath]
     test: list[PhotoPath] = []
     if photos is None:
         train, test = _bundled_photos()
@@ -53,7 +54,7 @@ def find_photos(
         if test_photos is None:
             if len(train) < 2:
                 raise ValueError(
-                    f"{photos}: holds {len(train)} photo; at least 2 are needed, one for the test"
+                    f"{photos}: holds 1 photo; at least 2 are needed, one for the test"
                 )
             chosen = np.random.default_rng([seed, len(train)]).permutation(len(train))
             test = sorted(train[index] for index in chosen[: max(len(train) // 8, 1)])
@@ -70,20 +71,23 @@ def _photos_in(folder: Path | str) -> list[PhotoPath]:
     if "://" not in str(folder):
         return list(list_pictures(folder))
     bucket = epath.Path(folder)
-    found = [path for path in bucket.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES]
+    found = sorted(path for path in bucket.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES)
     if not found:
         raise ValueError(f"{folder}: holds no pictures ({', '.join(PICTURE_SUFFIXES)})")
-    return sorted(found)
+    return found
 
 
 def fingerprint(photos: Sequence[PhotoPath]) -> str:
-    """Returns a hash of the files' names and sizes, in order; their folder does not matter."""
+    """Returns the number of files and a hash of their names and sizes, in order, as text.
+
+    Their folder does not matter.
+    """
     digest = hashlib.sha256()
     for path in photos:
         stat = path.stat()
         size = stat.st_size if isinstance(path, Path) else stat.length
         digest.update(f"{path.name}\0{size}\0".encode())
-    return digest.hexdigest()[:16]
+    return f"{len(photos)} files {digest.hexdigest()[:16]}"
 
 
 def _bundled_photos() -> tuple[list[PhotoPath], list[PhotoPath]]:
@@ -133,20 +137,16 @@ class Crop(NamedTuple):
     mirrored: bool
 
 
-def choose_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> Crop:
+def choose_crop(photo: np.ndarray, size: int, rng: Generator) -> Crop:
     """Chooses a square to be scaled to `size` pixels, mirrored half of the time.
 
     The scale is between that at which the photo's shorter side just fits and full
     resolution; a smaller photo is enlarged as little as needed. Flat places (black corners, sky)
-    are avoided where the photo has better ones.
-
-    Args:
-        photo: uint8 `[height, width, 3]`.
+    are avoided where the photo, uint8 `[height, width, 3]`, has better ones.
     """
     height, width = photo.shape[:2]
     fits = size / min(height, width)
-    best = (0.0, 0.0, 0.0, 0.0)
-    most_content = -1.0
+    best, most_content = (0.0, 0.0, 0.0, 0.0), -1.0
     for _ in range(6):
         scale = fits if fits >= 1 else float(np.exp(rng.uniform(np.log(fits), 0)))
         side = min(size / scale, height, width)
@@ -161,24 +161,18 @@ def choose_crop(photo: np.ndarray, size: int, rng: np.random.Generator) -> Crop:
     return Crop(best, bool(rng.random() < 0.5))
 
 
-def recolour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Gives a photo colours and contrast that it might not have, its shapes kept.
+def recolour(photo: np.ndarray, rng: Generator) -> np.ndarray:
+    """Gives uint8 `[height, width, 3]` other colours and contrast, its shapes kept.
 
     The channels in any order, a gamma of each, a saturation of 0 to 2 (a tenth of the photos
     becomes grey), then contrast and light, which may clip. A model that has seen the palette of
     only one collection corrects others towards it, asked or not: white paper becomes grey, a
     bright feather pale.
-
-    Args:
-        photo: uint8 `[height, width, 3]`.
-
-    Returns:
-        uint8 `[height, width, 3]`.
     """
     gamma = np.exp(rng.normal(0, 0.15, 3)).astype(np.float32)
     values = (photo[..., rng.permutation(3)] / np.float32(255)) ** gamma
     saturation = 0.0 if rng.random() < 0.1 else rng.uniform(0, 2)
-    grey = (values @ _LUMA)[..., None]
+    grey = luma(values)[..., None]
     values = grey + np.float32(saturation) * (values - grey)
     contrast, light = np.exp(rng.normal(0, 0.2)), rng.normal(0, 0.06)
     values = 0.5 + np.float32(light) + np.float32(contrast) * (values - 0.5)
@@ -188,10 +182,7 @@ def recolour(photo: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def cut(field: np.ndarray, crop: Crop, size: int) -> np.ndarray:
     """Cuts a crop and scales it to `size` pixels a side; dtype and channels stay.
 
-    Args:
-        field: a photo, uint8 `[height, width, 3]`, or its depth, float32 `[height, width]`.
-        crop: from `choose_crop`.
-        size: side of the result in pixels.
+    `field` is a photo, uint8 `[height, width, 3]`, or its depth, float32 `[height, width]`.
     """
     photo = field.dtype == np.uint8
     how = Image.Resampling.LANCZOS if photo else Image.Resampling.BILINEAR

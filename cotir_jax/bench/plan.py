@@ -77,10 +77,6 @@ class Plan:
         """Returns the samples of each degradation's folder."""
         return {folder_name(name): self.counts[split] for name in self.names[split]}
 
-    def first_sample(self, split: str, name: str) -> int:
-        """Returns the position of a degradation's first sample in its split, folders sorted."""
-        return sorted(self.names[split], key=folder_name).index(name) * self.counts[split]
-
     def jobs(self, split: str, samples: int) -> Iterator["Job"]:
         """Yields pieces of up to `samples` of one degradation, in the order of names."""
         for name in self.names[split]:
@@ -97,6 +93,7 @@ class Plan:
         others: tuple[PhotoPath, ...] = ()
         if "specular-reflection" in parts_of(name):
             others = tuple(photos[(turn + len(photos) // 2) % len(photos)] for turn in turns)
+        place = sorted(self.names[split], key=folder_name).index(name)
         # Only what these samples need travels to another process.
         depth = {path.stem: self.maps.depth[path.stem] for path in clean
                  if path.stem in self.maps.depth}  # fmt: skip
@@ -104,7 +101,7 @@ class Plan:
             split=split,
             name=name,
             numbers=numbers,
-            position=self.first_sample(split, name) + numbers.start,
+            position=place * self.counts[split] + numbers.start,
             photos=clean,
             others=others,
             size=self.size,
@@ -171,6 +168,7 @@ def make_plan(
         samples_per_degradation: training pairs of each degradation and composite.
         test_per_degradation: test pairs of each; 0 makes no test split.
         size: side of the square pictures in pixels.
+        seed: of every choice and draw.
         degradations: names or named sets, see `choose_names`. Composites that the benchmark
             keeps unseen in training come into the test split only.
         composites: False leaves composites out.

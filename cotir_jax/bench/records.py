@@ -16,11 +16,7 @@ NAME, VERSION = "cotir_bench", "1.0.0"
 
 
 def shard_path(folder: Path, split: str, number: int, total: int) -> Path:
-    """Returns the path of shard `number` of `total` of a split, by TFDS's naming.
-
-    Args:
-        folder: TFDS's `data_dir`, here and below.
-    """
+    """Returns the path of a shard by TFDS's naming; `folder` is its `data_dir`, here and below."""
     name = f"{NAME}-{split}.array_record-{number:05d}-of-{total:05d}"
     return folder / NAME / VERSION / name
 

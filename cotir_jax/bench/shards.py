@@ -44,8 +44,9 @@ def json_bytes(value: dict[str, Any]) -> bytes:
 
 
 def write_pair(folder: Path, key: str, hq: bytes, lq: bytes) -> None:
-    """Writes a test sample's pictures into the folders `hq` and `lq` of a split."""
+    """Writes a test sample's pictures into the folders `hq` and `lq` of a split; makes them."""
     for side, data in (("hq", hq), ("lq", lq)):
+        (folder / side).mkdir(parents=True, exist_ok=True)
         files.write_bytes(folder / side / f"{key}.png", data)
 
 

@@ -63,11 +63,9 @@ class CotirBench(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         metadata = {}
-        if self._plan is not None:
-            metadata = {
-                "counts": {split: self._plan.folders(split) for split in SPLITS},
-                "prompts": prompts_of(self._plan),
-            }
+        if (plan := self._plan) is not None:
+            counts = {split: plan.folders(split) for split in SPLITS}
+            metadata = {"counts": counts, "prompts": prompts_of(plan)}
         return tfds.core.DatasetInfo(
             builder=self,
             description="Degraded and clean photos with a scene, a degradation and a plan thought.",
@@ -95,14 +93,9 @@ class CotirBench(tfds.core.GeneratorBasedBuilder):
 
 def features() -> tfds.features.FeaturesDict:
     """Returns the features that `CotirBench` describes."""
+    text, picture = tfds.features.Text(), tfds.features.Image(encoding_format="png")
     return tfds.features.FeaturesDict(
-        {
-            "key": tfds.features.Text(),
-            "deg": tfds.features.Text(),
-            "hq": tfds.features.Image(encoding_format="png"),
-            "lq": tfds.features.Image(encoding_format="png"),
-            "meta": tfds.features.Text(),
-        }
+        {"key": text, "deg": text, "hq": picture, "lq": picture, "meta": text}
     )
 
 
@@ -112,13 +105,7 @@ def _keyed_examples(job: Job) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _example(job: Job, sample: Sample) -> dict[str, Any]:
-    return {
-        "key": sample.key,
-        "deg": job.name,
-        "hq": sample.hq,
-        "lq": sample.lq,
-        "meta": json_bytes(sample.meta),
-    }
+    return sample._asdict() | {"deg": job.name, "meta": json_bytes(sample.meta)}
 
 
 def write_records(job: Job, samples: Iterable[Sample], path: Path) -> None:
@@ -137,10 +124,7 @@ def write_records(job: Job, samples: Iterable[Sample], path: Path) -> None:
 def write_info(plan: Plan, folder: Path, lengths: Mapping[str, Sequence[int]]) -> None:
     """Writes TFDS's own files next to shards that `write_records` wrote.
 
-    Args:
-        plan: of the shards.
-        folder: TFDS's `data_dir`.
-        lengths: samples of each shard, by split.
+    `lengths` are the samples of each shard, by split; `folder` is TFDS's `data_dir`.
     """
     builder = CotirBench(plan, data_dir=folder, file_format="array_record")
     splits = []
@@ -210,15 +194,12 @@ def _write_files(plan: Plan, folder: Path) -> None:
     write_prompts(folder / "prompts", prompts_of(plan))
     if not plan.names["test"]:
         return
-    test = folder / "test"
-    for side in ("lq", "hq"):
-        (test / side).mkdir(parents=True, exist_ok=True)
     source = open_split(folder, "test")
     pictures = []
     for job in plan.jobs("test", plan.counts["test"]):
         for at in range(len(job.numbers)):
             record = source[job.position + at]
             key = record["key"].decode()
-            write_pair(test, key, record["hq"], record["lq"])
+            write_pair(folder / "test", key, record["hq"], record["lq"])
             pictures.append(listed(job, key, json.loads(record["meta"])))
-    write_listing(pictures, test / "test.jsonl")
+    write_listing(pictures, folder / "test" / "test.jsonl")
