@@ -1,7 +1,5 @@
 """Writing files completely or not at all, and errors as one line for people."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -1,7 +1,5 @@
 """EXIF of photographs: added to libvips' pictures, and to and from TIFF, where libvips has none."""
 
-from __future__ import annotations
-
 import io
 import struct
 import warnings
@@ -12,6 +10,7 @@ import pyvips
 from PIL import Image, TiffImagePlugin
 
 _ORIENTATION = 0x0112
+_BYTE_ORDERS = {b"II*\0": "<", b"MM\0*": ">"}
 # Description, make, model, software, date, artist, copyright; directories: EXIF, GPS.
 _CAMERA_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 _DIRECTORIES = (0x8769, 0x8825)
@@ -31,7 +30,7 @@ def set_upright(exif: bytes) -> bytes:
       exif: with or without the "Exif" marker before it; a damaged one is returned unchanged.
     """
     block, base = bytearray(exif), 6 if exif.startswith(b"Exif\0\0") else 0
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[base : base + 4])
+    order = _BYTE_ORDERS.get(exif[base : base + 4])
     if order is None:
         return exif
     try:
@@ -83,7 +82,7 @@ def add_to_tiff(file: BinaryIO, exif: bytes) -> None:
     """
     file.seek(0)
     header = file.read(8)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(header[:4])
+    order = _BYTE_ORDERS.get(header[:4])
     if order is None:
         return
     file.seek(*struct.unpack(f"{order}I", header[4:]))
@@ -113,6 +112,6 @@ def add_to_tiff(file: BinaryIO, exif: bytes) -> None:
 
 
 def _camera_tags(exif: Image.Exif) -> dict[int, Any]:
-    """Tags about the photograph, without those about the layout of its file."""
+    """Returns the tags about the photograph, without those about the layout of its file."""
     tags = {tag: exif[tag] for tag in _CAMERA_TAGS if tag in exif}
     return tags | {tag: ifd for tag in _DIRECTORIES if (ifd := dict(exif.get_ifd(tag)))}

@@ -1,7 +1,5 @@
 """Opens still pictures of known formats by libvips, or by Pillow where libvips has no reader."""
 
-from __future__ import annotations
-
 import io
 import struct
 from typing import BinaryIO
@@ -10,18 +8,14 @@ import numpy as np
 import pyvips
 from PIL import BmpImagePlugin, ImageFile, PpmImagePlugin
 
-# Start of the file, and loader. libvips itself never chooses: it could take a format that reads
+# Loader, and how its files begin. libvips itself never chooses: it could take a format that reads
 # other files or runs scripts (SVG, PDF, MATLAB, ImageMagick's).
-_LOADERS = (
-    (b"\xff\xd8\xff", "jpegload"),
-    (b"\x89PNG\r\n\x1a\n", "pngload"),
-    (b"GIF87a", "gifload"),
-    (b"GIF89a", "gifload"),
-    (b"II*\0", "tiffload"),
-    (b"MM\0*", "tiffload"),
-    (b"II+\0", "tiffload"),
-    (b"MM\0+", "tiffload"),
-)
+_LOADERS = {
+    "jpegload": (b"\xff\xd8\xff",),
+    "pngload": (b"\x89PNG\r\n\x1a\n",),
+    "gifload": (b"GIF87a", b"GIF89a"),
+    "tiffload": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
 # libvips from pip has no readers for these. Pillow's give 8 bits, except for grey PPM.
 _PILLOW: dict[bytes, type[ImageFile.ImageFile]] = {
     b"BM": BmpImagePlugin.BmpImageFile,
@@ -52,7 +46,7 @@ def load(head: bytes, source: BinaryIO | bytes, max_pixels: int) -> pyvips.Image
     pyvips.vips_lib.vips_error_clear()
     if not head:
         raise ValueError("it is empty")
-    loader = next((loader for magic, loader in _LOADERS if head.startswith(magic)), "")
+    loader = next((loader for loader, begins in _LOADERS.items() if head.startswith(begins)), "")
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         loader = "webpload"
     elif head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:

@@ -5,8 +5,6 @@ result. CMYK, Lab and other spaces are converted to sRGB by their profile.
 `pictures.py` reads the pictures of benchmark and training, as 8-bit RGB, with Pillow.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import math
@@ -93,12 +91,15 @@ def read_photo(source: Path | str | bytes, name: str = "", max_pixels: int = MAX
 
 
 def photo_size(source: Path | str | bytes) -> tuple[int, int]:
-    """Height and width of an upright photograph, from its header only.
+    """Returns height and width of an upright photograph, from its header only.
 
     Raises:
       ValueError: as for `read_photo`; damage after the header is not found.
     """
-    return _load(source, "", MAX_PIXELS, _upright_size)
+    height, width, orientation = _load(
+        source, "", MAX_PIXELS, lambda i: (i.height, i.width, _field(i, "orientation", 1))
+    )
+    return (width, height) if orientation > 4 else (height, width)
 
 
 def write_photo(photo: Photo, path: Path | str, quality: int = 95) -> None:
@@ -155,7 +156,7 @@ def check_pixels(pixels: np.ndarray) -> None:
 
 
 def unit_range(pixels: np.ndarray) -> np.ndarray:
-    """Integers to float32 in [-1, 1]; float32 stays as it is."""
+    """Scales integers to float32 in [-1, 1]; float32 stays as it is."""
     if pixels.dtype == np.float32:
         return pixels
     return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max / 2) - np.float32(1)
@@ -193,11 +194,6 @@ def _load(
         ) from error
 
 
-def _upright_size(image: pyvips.Image) -> tuple[int, int]:
-    turned = _orientation(image) > 4
-    return (image.width, image.height) if turned else (image.height, image.width)
-
-
 def _decode(image: pyvips.Image, source: Path | str | bytes) -> Photo:
     icc_profile = _field(image, "icc-profile-data")
     exif = _field(image, "exif-data")
@@ -207,11 +203,14 @@ def _decode(image: pyvips.Image, source: Path | str | bytes) -> Photo:
     resolution = (image.xres, image.yres) if image.xres != 1.0 else None
     xmp, iptc = _field(image, "xmp-data"), _field(image, "iptc-data")
     image, colours, converted = _to_rgb_or_grey(image)
-    if converted or not _fits(icc_profile, colours):
+    # A profile has to be for this kind of picture, by the colour space in its header.
+    if converted or (icc_profile or b"")[16:20] != (b"GRAY" if colours == 1 else b"RGB "):
         icc_profile = None
-    if _orientation(image) > 1:
+    if _field(image, "orientation", 1) > 1:
         image = image.copy_memory().autorot()
-    values = _array(image)
+    dtype = np.uint8 if image.format == "uchar" else np.uint16
+    values = np.frombuffer(image.write_to_memory(), dtype)  # shares libvips's memory
+    values = values.reshape(image.height, image.width, image.bands)
     pixels = values[..., :colours]
     pixels = np.repeat(pixels, 3, axis=2) if colours == 1 else np.ascontiguousarray(pixels)
     alpha = np.ascontiguousarray(values[..., colours]) if image.bands > colours else None
@@ -226,7 +225,10 @@ def _to_rgb_or_grey(image: pyvips.Image) -> tuple[pyvips.Image, int, bool]:
     """
     space, converted = image.interpretation, False
     if space == "cmyk" and image.bands >= 4:
-        image, converted = _cmyk_to_srgb(image), True
+        embedded = bool(_field(image, "icc-profile-data"))
+        depth = 8 if image.format == "uchar" else 16
+        image = image.icc_transform("srgb", embedded=embedded, depth=depth, input_profile="cmyk")
+        converted = True
     elif space in ("lab", "labs", "labq", "lch", "xyz", "yxy", "cmc", "hsv"):
         image, converted = image.colourspace("srgb"), True
     if image.format not in ("uchar", "ushort"):
@@ -235,13 +237,6 @@ def _to_rgb_or_grey(image: pyvips.Image) -> tuple[pyvips.Image, int, bool]:
     if image.bands > colours + 1:  # channels of unknown meaning
         image = image.extract_band(0, n=colours + 1)
     return image, colours, converted
-
-
-def _cmyk_to_srgb(image: pyvips.Image) -> pyvips.Image:
-    depth = 8 if image.format == "uchar" else 16
-    options = {"depth": depth, "input_profile": "cmyk"}
-    profile = _field(image, "icc-profile-data")
-    return image.icc_transform("srgb", embedded=bool(profile), **options)
 
 
 def _to_integers(image: pyvips.Image) -> pyvips.Image:
@@ -256,24 +251,8 @@ def _to_integers(image: pyvips.Image) -> pyvips.Image:
     return (image * (limit / top)).rint().cast(kind)
 
 
-def _fits(icc_profile: bytes | None, colours: int) -> bool:
-    """Whether a profile is for this kind of picture, by the colour space in its header."""
-    return icc_profile is not None and icc_profile[16:20] == (b"GRAY" if colours == 1 else b"RGB ")
-
-
-def _array(image: pyvips.Image) -> np.ndarray:
-    """`[height, width, bands]`; it shares its memory with libvips's buffer."""
-    dtype = np.uint8 if image.format == "uchar" else np.uint16
-    memory = image.write_to_memory()
-    return np.frombuffer(memory, dtype).reshape(image.height, image.width, image.bands)
-
-
 def _field(image: pyvips.Image, name: str, default: Any = None) -> Any:
     return image.get(name) if image.get_typeof(name) else default
-
-
-def _orientation(image: pyvips.Image) -> int:
-    return _field(image, "orientation", 1)
 
 
 def _saver(suffix: str, quality: int, dtype: np.dtype) -> tuple[str, dict[str, Any]]:
@@ -284,17 +263,14 @@ def _saver(suffix: str, quality: int, dtype: np.dtype) -> tuple[str, dict[str, A
     if suffix == ".webp":
         return "webpsave_target", {"Q": quality, "lossless": quality == 100}
     if suffix == ".avif":
-        return "heifsave_target", {
-            "Q": quality,
-            "compression": "av1",
-            "bitdepth": 8 if dtype == np.uint8 else 12,
-            "effort": 2,
-        }
+        depth = 8 if dtype == np.uint8 else 12
+        options = {"Q": quality, "compression": "av1", "bitdepth": depth, "effort": 2}
+        return "heifsave_target", options
     return "tiffsave_target", {"compression": "deflate", "predictor": "horizontal"}
 
 
 def _encodable(photo: Photo, suffix: str) -> pyvips.Image:
-    """The picture in a form that the format holds, with its metadata, computed while written."""
+    """Returns a picture that the format can hold, with its metadata, computed while written."""
     dtype = photo.pixels.dtype
     image = _image(photo.pixels, _INTERPRETATIONS[dtype, 3])
     if photo.grey:
@@ -308,7 +284,19 @@ def _encodable(photo: Photo, suffix: str) -> pyvips.Image:
     if dtype == np.uint16 and suffix in (".jpg", ".jpeg", ".webp"):
         image = (image / 257).rint().cast("uchar")
         image = image.copy(interpretation="b-w" if photo.grey else "srgb")
-    return _with_metadata(image, photo)
+    # Without a resolution libvips would write one pixel per millimetre.
+    xres, yres = photo.resolution or (72 / 25.4, 72 / 25.4)
+    image = image.copy(xres=xres, yres=yres)
+    for name, value in (
+        ("icc-profile-data", photo.icc_profile),
+        ("xmp-data", photo.xmp),
+        ("iptc-data", photo.iptc),
+    ):
+        if value is not None:
+            image.set_type(pyvips.GValue.blob_type, name, value)
+    if photo.exif is not None:
+        add_to_image(image, photo.exif)
+    return image
 
 
 def _image(values: np.ndarray, interpretation: str) -> pyvips.Image:
@@ -316,25 +304,8 @@ def _image(values: np.ndarray, interpretation: str) -> pyvips.Image:
     return pyvips.Image.new_from_array(np.ascontiguousarray(values), interpretation=interpretation)
 
 
-def _with_metadata(image: pyvips.Image, photo: Photo) -> pyvips.Image:
-    # Without a resolution libvips would write one pixel per millimetre.
-    xres, yres = photo.resolution or (72 / 25.4, 72 / 25.4)
-    image = image.copy(xres=xres, yres=yres)
-    blob = pyvips.GValue.blob_type
-    for name, value in (
-        ("icc-profile-data", photo.icc_profile),
-        ("xmp-data", photo.xmp),
-        ("iptc-data", photo.iptc),
-    ):
-        if value is not None:
-            image.set_type(blob, name, value)
-    if photo.exif is not None:
-        add_to_image(image, photo.exif)
-    return image
-
-
 def _reason(error: BaseException) -> str:
-    """The reason on one line, without libvips lines that say only which function failed."""
+    """Returns the reason on one line, without libvips lines that say only which function failed."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error.detail or error.message if isinstance(error, pyvips.Error) else error)

@@ -5,8 +5,6 @@ tiles over a pixel add up to one; pictures are mirrored at their lower and right
 are covered by full tiles. Nothing is resized. `models.tiles` does the same on the device.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,14 +27,11 @@ Size = tuple[int, int]
 def starts(side: int, tile: int, multiple: int) -> list[int]:
     """Spreads tiles evenly along one side; neighbours share a quarter of a tile, or more.
 
-    Args:
-      side: of the picture, in pixels.
-      tile: side of a tile, a multiple of `multiple`.
-      multiple: what all starts are multiples of.
+    All lengths are in pixels.
 
     Returns:
-      First pixels of the tiles, ascending. The last tile ends at the side rounded up to a
-      multiple; a single tile may end beyond it.
+      First pixels of the tiles, ascending multiples of `multiple`. The last tile ends at the side
+      rounded up to a multiple; a single tile may end beyond it.
 
     Raises:
       ValueError: for a tile that is not a multiple.
@@ -52,11 +47,7 @@ def starts(side: int, tile: int, multiple: int) -> list[int]:
 
 
 def blend_weights(begins: Sequence[int], tile: int) -> np.ndarray:
-    """Weights of the tiles along one side.
-
-    Args:
-      begins: ascending starts of tiles that leave no gap.
-      tile: side of a tile.
+    """Computes the weights of tiles along one side that begin at `begins` and leave no gap.
 
     Returns:
       float32 `[tiles, tile]`; over every pixel they add up to one.
@@ -69,12 +60,7 @@ def blend_weights(begins: Sequence[int], tile: int) -> np.ndarray:
 
 
 def mirror(picture: np.ndarray, size: Size) -> np.ndarray:
-    """Mirrors a picture at its lower and right edges up to `size`, however small it is.
-
-    Args:
-      picture: `[height, width, ...]`.
-      size: height and width, not below the picture's.
-    """
+    """Mirrors `[height, width, ...]` at its lower and right edges up to `size`, however small."""
     grow = [to - side for side, to in zip(picture.shape[:2], size, strict=True)]
     rest = [(0, 0)] * (picture.ndim - 2)
     return np.pad(picture, [(0, grow[0]), (0, grow[1]), *rest], mode="symmetric")
@@ -133,12 +119,9 @@ def restore_in_tiles(
 
 
 class _Blend:
-    """Adds up tiles that come row by row; holds one row of tiles as float32.
+    """Fills `out`, integers `[height, width, channels]`, with tiles that come row by row.
 
-    Args:
-      out: integer array `[height, width, channels]` that is filled.
-      tops, lefts: starts of the tiles along both sides.
-      tile: side of a tile.
+    The tiles start at `tops` and `lefts`; one row of them is held as float32.
     """
 
     def __init__(self, out: np.ndarray, tops: Sequence[int], lefts: Sequence[int], tile: int):
@@ -171,40 +154,29 @@ class _Blend:
 
 
 def crop(pixels: np.ndarray, corner: Sequence[int], tile: int) -> np.ndarray:
-    """A square of side `tile`; beyond the edges the picture is mirrored, without being copied."""
-    spans = [
-        slice(begin, begin + tile)
-        if begin + tile <= side
-        else _mirrored(np.arange(begin, begin + tile), side)
-        for begin, side in zip(corner, pixels.shape[:2], strict=True)
-    ]
-    return pixels[spans[0]][:, spans[1]]
-
-
-def _mirrored(index: np.ndarray, side: int) -> np.ndarray:
-    """Indices into a side for indices beyond it: ... 1 0 | 0 1 2 | 2 1 ..., as often as needed."""
-    index = index % (2 * side)
-    return np.minimum(index, 2 * side - 1 - index)
+    """Cuts a square of side `tile`; beyond the edges the picture is mirrored, not copied."""
+    for axis, begin in enumerate(corner):
+        side = pixels.shape[axis]
+        index: Any = slice(begin, begin + tile)
+        if begin + tile > side:
+            index = np.pad(np.arange(side), (0, begin + tile - side), mode="symmetric")[index]
+        pixels = pixels[index] if axis == 0 else pixels[:, index]
+    return pixels
 
 
 def bucket(size: Size, multiple: int) -> Size:
-    """Size of the program that takes a picture whole, so that few serve all sizes.
+    """Returns the size of the program that takes a picture in one piece, so that few serve all.
 
-    Sides are rounded up to a geometric grid of four steps per doubling: none grows by more than a
-    fifth and `multiple`.
-
-    Args:
-      size: height and width.
-      multiple: what the sides are multiples of.
+    Sides are rounded up to multiples of `multiple` on a geometric grid of four steps per doubling:
+    none grows by more than a fifth and `multiple`.
     """
-    height, width = (_up_to_grid(side, multiple) for side in size)
-    return height, width
+    return _up_to_grid(size[0], multiple), _up_to_grid(size[1], multiple)
 
 
 def choose_buckets(
     sizes: Sequence[Size], multiple: int, max_programs: int = MAX_PROGRAMS
 ) -> dict[Size, Size]:
-    """Few sizes that hold all pictures, with little area added by mirroring.
+    """Chooses few sizes that hold all pictures, with little area added by mirroring.
 
     Greedy: sizes are rounded up to multiples, then the two groups are merged whose union (the
     larger of both heights by the larger of both widths) adds the least area over all pictures,
@@ -247,14 +219,14 @@ def choose_buckets(
 
 
 def _merge(groups: np.ndarray, counts: np.ndarray, max_programs: int) -> list[int]:
-    """Merges groups of sizes, `[groups, 2]`, until few are left; which one each is in."""
+    """Merges groups of sizes, `[groups, 2]`, until few are left; returns the one each is in."""
     labels = np.arange(len(groups))
     if len(groups) <= max_programs:
         return labels.tolist()
     groups, counts = groups.astype(float), counts.astype(float)
 
     def added(one: Any) -> np.ndarray:
-        """Area that merging group `one` with each of the others adds; not with itself."""
+        """Returns the area that merging group `one` with each of the others adds."""
         own = counts * groups.prod(axis=1)
         both = np.maximum(groups[one], groups).prod(axis=1) * (counts[one] + counts)
         return np.where(counts * (np.arange(len(groups)) != one) > 0, both - own - own[one], np.inf)
