@@ -107,8 +107,8 @@ def as_latex(scores: Scores) -> str:
     for method, values in scores.values.items():
         cells = []
         for name in columns:
-            text = figure(name, mean(values[name])) if name in values else "-"
-            bold = name in best and method != INPUT and text != "-" and text == best[name]
+            text = figure(name, mean(values[name]) if name in values else None)
+            bold = method != INPUT and text == best.get(name) != "-"
             cells.append(rf"\textbf{{{text}}}" if bold else text)
         lines.append(" & ".join([_tex(method), *cells]) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

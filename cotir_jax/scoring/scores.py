@@ -122,16 +122,9 @@ def score(
     # Before the pictures are scored, so that a damaged listing does not cost the work.
     rows, listed = _listed(references, Path(jsonl)) if jsonl is not None else ([], [])
     functions, missing = open_metrics(metrics, lpips_weights)
-    return Scores(
-        references,
-        pictures,
-        _score_all(references, pictures, functions),
-        [row.deg_type for row in rows],
-        [row.subset for row in rows],
-        listed,
-        missing,
-        unmatched,
-    )
+    values = _score_all(references, pictures, functions)
+    degradations, subsets = [row.deg_type for row in rows], [row.subset for row in rows]
+    return Scores(references, pictures, values, degradations, subsets, listed, missing, unmatched)
 
 
 def open_metrics(
@@ -168,23 +161,18 @@ def _without_reference(function: Callable[[np.ndarray], float]) -> Function:
 
 
 def _score_all(
-    references: list[Path],
-    pictures: Mapping[str, list[Path]],
-    functions: Mapping[str, Function],
+    references: list[Path], pictures: Mapping[str, list[Path]], functions: Mapping[str, Function]
 ) -> dict[str, dict[str, np.ndarray]]:
     def of_one(position: int) -> list[list[float]]:
-        clean = load_picture(references[position])
-        return [
-            _score(files[position], references[position], clean, functions)
-            for files in pictures.values()
-        ]
+        reference = references[position]
+        clean = load_picture(reference)
+        return [_score(of[position], reference, clean, functions) for of in pictures.values()]
 
     # Threads: decoding and the window filters release the GIL, and most of the time is there.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         rows = pool.map(of_one, range(len(references)))
-        table = np.array(
-            list(tqdm(rows, total=len(references), unit="picture", disable=None)), np.float64
-        )
+        bar = tqdm(rows, total=len(references), unit="picture", disable=None)
+        table = np.array(list(bar), np.float64)
     return {
         method: {metric: table[:, row, column] for column, metric in enumerate(functions)}
         for row, method in enumerate(pictures)

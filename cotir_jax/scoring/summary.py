@@ -158,11 +158,8 @@ def write_summary(scores: Scores, method: str, path: Path) -> None:
     ]
     lines = [f"# {comment}".rstrip() for comment in comments]
     lines.append(" & ".join(("method", *ROW_COLUMNS)))
-    for name in dict.fromkeys([*([INPUT] if INPUT in scores.values else []), method]):
-        values = scores.values[name]
-        cells = [
-            figure(column, mean(values[column])) if column in values else "-"
-            for column in ROW_COLUMNS
-        ]
-        lines.append(" & ".join((name, *cells)))
+    for name, values in scores.values.items():
+        if name in (INPUT, method):
+            means = [mean(values[at]) if at in values else None for at in ROW_COLUMNS]
+            lines.append(" & ".join((name, *map(figure, ROW_COLUMNS, means))))
     files.write_text(path, "\n".join(lines) + "\n")
