@@ -5,7 +5,7 @@ For nano:
     cotir bench build --photos=OTHERS/ --test-photos=VALIDATION/ --samples=1 --test-samples=6 \
         --size=256 --seed=4 --degradations=all --out=val/
     cotir calibrate --model-dir=nano --jsonl=val/test/test.jsonl
-    cotir explain --model-dir=nano --jsonl=test/test/test.jsonl     # the table of README
+    cotir explain --model-dir=nano --jsonl=test/test/test.jsonl     # docs/explaining.md
 """
 
 from collections.abc import Sequence
