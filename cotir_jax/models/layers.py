@@ -119,15 +119,18 @@ class QKNorm(nnx.Module):
         self.key_scale = param_type(jnp.ones((head_dim,), param_dtype))
 
     def query(self, x: jax.Array) -> jax.Array:
-        return _rms_norm(x) * self.query_scale[...].astype(x.dtype)
+        """Normalises queries `[..., head_dim]`."""
+        return rms_norm(x) * self.query_scale[...].astype(x.dtype)
 
     def key(self, x: jax.Array) -> jax.Array:
-        return _rms_norm(x) * self.key_scale[...].astype(x.dtype)
+        """Normalises keys `[..., head_dim]`."""
+        return rms_norm(x) * self.key_scale[...].astype(x.dtype)
 
 
-def _rms_norm(x: jax.Array) -> jax.Array:
+def rms_norm(x: jax.Array, eps: float = 1e-6) -> jax.Array:
+    """`x / rms(x)` over channels, computed in float32."""
     y = x.astype(jnp.float32)
-    return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
+    return (y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + eps)).astype(x.dtype)
 
 
 class Modulation(nnx.Module):
@@ -159,6 +162,7 @@ class MLPEmbedder(nnx.Module):
         self.out_layer = Linear(hidden_size, hidden_size, rngs=rngs, **linear)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, in_features]` to `[batch, hidden_size]`."""
         return self.out_layer(jax.nn.silu(self.in_layer(x)))
 
 

@@ -76,22 +76,24 @@ class Linear(nnx.Module):
         init = nnx.initializers.zeros if zero_init else nnx.initializers.lecun_normal()
         torch_init = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         zeros = jnp.zeros
-        self.kernel = _param(
+        self.kernel = sharded_param(
             param_type, init(rngs.params(), (in_features, out_features), param_dtype), axes
         )
         self.bias = (
-            _param(param_type, zeros((out_features,), param_dtype), axes[1:]) if use_bias else None
+            sharded_param(param_type, zeros((out_features,), param_dtype), axes[1:])
+            if use_bias
+            else None
         )
         self.scale, self.dtype = scale, dtype
         # The release caps the rank by the layer's size: kontext-12b's output layer has rank 64.
         rank = self.rank = min(rank, in_features, out_features)
         if rank:
             a = torch_init(rngs.params(), (in_features, rank), jnp.float32)
-            self.lora_a = _param(nnx.LoRAParam, a, (axes[0], None))
+            self.lora_a = sharded_param(nnx.LoRAParam, a, (axes[0], None))
             b = zeros((rank, out_features), jnp.float32)
-            self.lora_b = _param(nnx.LoRAParam, b, (None, axes[1]))
+            self.lora_b = sharded_param(nnx.LoRAParam, b, (None, axes[1]))
         self.lora_bias = (
-            _param(nnx.LoRAParam, zeros((out_features,), jnp.float32), axes[1:])
+            sharded_param(nnx.LoRAParam, zeros((out_features,), jnp.float32), axes[1:])
             if rank or lora_bias
             else None
         )
@@ -124,8 +126,8 @@ def _product(x: jax.Array, kernel: Any) -> jax.Array:
     return qwix.dot(x, kernel)
 
 
-def _param(
+def sharded_param(
     param_type: type[nnx.Param], value: jax.Array, axes: tuple[str | None, ...]
 ) -> nnx.Param:
-    # Placement is decided in one place (`partitioning`), not when the parameter is made.
+    """A parameter with logical axes; `parallel.sharding` decides where they are placed."""
     return param_type(value, out_sharding=axes, eager_sharding=False)

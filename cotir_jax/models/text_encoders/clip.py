@@ -5,17 +5,18 @@ the text's vector is the normalised row of its end-of-text token, here without t
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 
 from cotir_jax.models.layers import scan_blocks, stack_blocks
-from cotir_jax.models.lora import Linear
 from cotir_jax.models.text_encoders.shared import (
+    PreNormBlock,
     check_ids,
     embedding_table,
+    layer_norm,
 )
 
 ACTIVATIONS = {
@@ -59,55 +60,26 @@ class CLIPConfig:
             )
 
 
-def _layer_norm(config: CLIPConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # In float32, with the two-pass variance: E[x^2] - E[x]^2 cancels.
-    return nnx.LayerNorm(
-        config.hidden_size,
-        epsilon=config.norm_eps,
-        dtype=jnp.float32,
-        param_dtype=config.param_dtype,
-        use_fast_variance=False,
-        rngs=rngs,
-    )
+def _norm(config: CLIPConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    return layer_norm(config.hidden_size, config.norm_eps, config.param_dtype, rngs)
 
 
-class CLIPBlock(nnx.Module):
-    """Causal attention and MLP, each on the normalised residual stream and added to it."""
+class CLIPBlock(PreNormBlock):
+    """A layer: causal attention and MLP, with biases."""
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
-        hidden = config.hidden_size
-
-        def linear(into: int, out: int, axes: tuple[str, str]) -> Linear:
-            return Linear(
-                into,
-                out,
-                axes=axes,
-                use_bias=True,
-                param_dtype=config.param_dtype,
-                dtype=config.dtype,
-                rngs=rngs,
-            )
-
-        grow, shrink = ("embed", "mlp"), ("mlp", "embed")
-        self.num_heads, self.activation = config.num_heads, config.activation
-        self.attention_norm = _layer_norm(config, rngs)
-        self.query, self.key, self.value = (linear(hidden, hidden, grow) for _ in range(3))
-        self.attention_out = linear(hidden, hidden, shrink)
-        self.mlp_norm = _layer_norm(config, rngs)
-        self.mlp_in = linear(hidden, config.mlp_size, grow)
-        self.mlp_out = linear(config.mlp_size, hidden, shrink)
+        width, count = config.hidden_size, config.num_heads
+        norm, activation = partial(_norm, config, rngs), ACTIVATIONS[config.activation]
+        super().__init__(
+            config, width, width // count, (count, count), norm, activation,
+            use_bias=True, rngs=rngs,
+        )  # fmt: skip
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """One layer on `[batch, tokens, hidden_size]`."""
-        x = self.attention_norm(tokens)
-        query, key, value = (
-            rearrange(linear(x), "b t (heads dim) -> b t heads dim", heads=self.num_heads)
-            for linear in (self.query, self.key, self.value)
-        )
+        query, key, value = self.heads(tokens)
         out = jax.nn.dot_product_attention(query, key, value, is_causal=True)
-        tokens = tokens + self.attention_out(rearrange(out, "b t heads dim -> b t (heads dim)"))
-        x = self.mlp_in(self.mlp_norm(tokens))
-        return tokens + self.mlp_out(ACTIVATIONS[self.activation](x))
+        return self.finish(tokens, out)
 
 
 class CLIPText(nnx.Module):
@@ -115,16 +87,15 @@ class CLIPText(nnx.Module):
 
     def __init__(self, config: CLIPConfig, *, rngs: nnx.Rngs):
         self.config = config
+        width, dtype = config.hidden_size, config.param_dtype
         self.token_embedding, self.position_embedding = (
-            embedding_table(
-                rows, config.hidden_size, axes=(axis, "embed"), dtype=config.param_dtype, rngs=rngs
-            )
+            embedding_table((rows, width), (axis, "embed"), dtype, rngs)
             for rows, axis in ((config.vocab_size, "vocab"), (config.max_tokens, None))
         )
         self.blocks = stack_blocks(
             lambda rngs: CLIPBlock(config, rngs=rngs), config.num_layers, rngs
         )
-        self.final_norm = _layer_norm(config, rngs)
+        self.final_norm = _norm(config, rngs)
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Hidden state at the first end-of-text token, after the final norm.
@@ -141,12 +112,8 @@ class CLIPText(nnx.Module):
         Raises:
           ValueError: for other shapes or dtypes, or too many tokens.
         """
-        check_ids(ids)
-        config, length = self.config, ids.shape[1]
-        if length > config.max_tokens:
-            raise ValueError(
-                f"got {length} tokens, CLIP takes at most {config.max_tokens}: shorten the text"
-            )
+        config, length = self.config, ids.shape[-1]
+        check_ids(ids, limit=config.max_tokens, name="CLIP")
         tokens = self.token_embedding[...][ids] + self.position_embedding[...][:length]
         tokens = scan_blocks(self.blocks, tokens.astype(config.dtype), remat="none")
         score = ids if config.end_id == _LEGACY_END else ids == config.end_id

@@ -17,9 +17,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from cotir_jax.models.layers import scan_blocks, stack_blocks
+from cotir_jax.models.text_encoders.shared import check_ids, layer_norm
 
 PACKAGED_FOLDER = Path(__file__).parents[2] / "weights" / "minilm"
-_MEND = "reinstall cotir_jax or rebuild the folder with cotir_jax.conversion.minilm"
+_FIX = "reinstall cotir_jax or rebuild the folder with cotir_jax.conversion.minilm"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +37,7 @@ class MiniLMConfig:
 
 
 def _layer_norm(config: MiniLMConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # The two-pass variance: E[x^2] - E[x]^2 cancels, and eps is too small to hide it.
-    return nnx.LayerNorm(
-        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs
-    )
+    return layer_norm(config.hidden_size, config.layer_norm_eps, "float32", rngs)
 
 
 class MiniLMLayer(nnx.Module):
@@ -96,9 +94,8 @@ class MiniLM(nnx.Module):
         Raises:
           ValueError: more tokens than there are position embeddings.
         """
-        length, limit = ids.shape[1], self.position_embeddings.shape[0]
-        if length > limit:
-            raise ValueError(f"got {length} tokens, MiniLM takes at most {limit}: shorten the text")
+        length = ids.shape[1]
+        check_ids(ids, mask, self.position_embeddings.shape[0], "MiniLM")
         # True float32: by default GPUs multiply in TF32 and TPUs in bfloat16.
         with jax.default_matmul_precision("highest"):
             embedded = self.word_embeddings[...][ids]
@@ -107,23 +104,23 @@ class MiniLM(nnx.Module):
             return scan_blocks(self.layers, self.embedding_norm(embedded), mask, remat="none")
 
 
-# Ours -> published: modules (with {i}: one per layer, stacked; several: joined along the outputs),
-# and parameters. Published linears are [out, in], ours [in, out].
-_MODULE_NAMES = {
-    ("embedding_norm",): ("embeddings.LayerNorm",),
-    ("layers", "qkv"): tuple(
-        f"encoder.layer.{{i}}.attention.self.{part}" for part in ("query", "key", "value")
-    ),
-    ("layers", "attention_out"): ("encoder.layer.{i}.attention.output.dense",),
-    ("layers", "attention_norm"): ("encoder.layer.{i}.attention.output.LayerNorm",),
-    ("layers", "mlp_in"): ("encoder.layer.{i}.intermediate.dense",),
-    ("layers", "mlp_out"): ("encoder.layer.{i}.output.dense",),
-    ("layers", "mlp_norm"): ("encoder.layer.{i}.output.LayerNorm",),
-    ("word_embeddings",): ("embeddings.word_embeddings.weight",),
-    ("position_embeddings",): ("embeddings.position_embeddings.weight",),
-    ("token_type_embeddings",): ("embeddings.token_type_embeddings.weight",),
+# Ours -> published: modules and tables; with {} one per layer, stacked. Published linears are
+# [out, in], ours [in, out].
+_LAYER = "encoder.layer.{}."
+_NAMES = {
+    "embedding_norm": "embeddings.LayerNorm",
+    "layers.attention_out": f"{_LAYER}attention.output.dense",
+    "layers.attention_norm": f"{_LAYER}attention.output.LayerNorm",
+    "layers.mlp_in": f"{_LAYER}intermediate.dense",
+    "layers.mlp_out": f"{_LAYER}output.dense",
+    "layers.mlp_norm": f"{_LAYER}output.LayerNorm",
+    "word_embeddings": "embeddings.word_embeddings.weight",
+    "position_embeddings": "embeddings.position_embeddings.weight",
+    "token_type_embeddings": "embeddings.token_type_embeddings.weight",
 }
-_PARAMETER_NAMES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
+# Joined along their outputs in `layers.qkv`.
+_QKV = tuple(f"{_LAYER}attention.self.{part}" for part in ("query", "key", "value"))
+_SUFFIXES = {"kernel": ".weight", "scale": ".weight", "bias": ".bias"}
 
 
 def load_minilm(folder: str | Path | None = None) -> MiniLM:
@@ -141,7 +138,7 @@ def load_minilm(folder: str | Path | None = None) -> MiniLM:
     try:
         published = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot read MiniLM weights {file} ({error}): {_MEND}") from error
+        raise ValueError(f"cannot read MiniLM weights {file} ({error}): {_FIX}") from error
     model = nnx.eval_shape(lambda: MiniLM(config, rngs=nnx.Rngs(0)))
     graph, abstract = nnx.split(model)
     filled, problems = [], []
@@ -154,7 +151,7 @@ def load_minilm(folder: str | Path | None = None) -> MiniLM:
             filled.append((path, wanted.replace(jax.device_put(value))))
     problems += [f"{name}: unknown" for name in published]
     if problems:
-        raise ValueError(f"MiniLM weights {file} do not fit: {'; '.join(problems)}: {_MEND}")
+        raise ValueError(f"MiniLM weights {file} do not fit: {'; '.join(problems)}: {_FIX}")
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
@@ -174,18 +171,18 @@ def _read_config(file: Path) -> MiniLMConfig:
             layer_norm_eps=fields["layer_norm_eps"],
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"cannot use MiniLM config {file} ({error!r}): {_MEND}") from error
+        raise ValueError(f"cannot use MiniLM config {file} ({error!r}): {_FIX}") from error
 
 
 def _take(
     published: dict[str, np.ndarray], path: tuple[str, ...], num_layers: int
 ) -> np.ndarray | None:
     """Moves one parameter of ours out of `published`; None where parts are missing or unlike."""
-    module = path if path in _MODULE_NAMES else path[:-1]
-    suffix = "" if module == path else _PARAMETER_NAMES[path[-1]]
-    names = [name + suffix for name in _MODULE_NAMES[module]]
+    suffix = _SUFFIXES.get(path[-1], "")
+    module = ".".join(path[:-1] if suffix else path)
+    names = [name + suffix for name in (_QKV if module == "layers.qkv" else [_NAMES[module]])]
     layers = range(num_layers) if path[0] == "layers" else range(1)
-    parts = [[published.pop(name.format(i=i), None) for name in names] for i in layers]
+    parts = [[published.pop(name.format(i), None) for name in names] for i in layers]
     flat = [part for layer in parts for part in layer]
     if any(part is None or part.ndim == 0 or part.shape != flat[0].shape for part in flat):
         return None

@@ -7,6 +7,7 @@ not exist here.
 """
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,7 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax.models.layers import scan_blocks, stack_blocks
-from cotir_jax.models.lora import Linear
-from cotir_jax.models.text_encoders.shared import (
-    RMSNorm,
-    check_ids,
-    embedding_table,
-)
+from cotir_jax.models.text_encoders.shared import PreNormBlock, RMSNorm, check_ids, embedding_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,33 +68,17 @@ QWEN3_4B = Qwen3Config()
 QWEN3_8B = Qwen3Config(hidden_size=4096, mlp_size=12288)
 
 
-class Qwen3Block(nnx.Module):
-    """Attention and MLP, each on the normalised residual stream and added to it."""
+class Qwen3Block(PreNormBlock):
+    """A layer: grouped-query attention with normalised queries and keys, SwiGLU."""
 
     def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
-        hidden, heads, kv_heads = config.hidden_size, config.num_heads, config.num_kv_heads
-
-        def linear(into: int, out: int, axes: tuple[str, str]) -> Linear:
-            return Linear(
-                into, out, axes=axes, param_dtype=config.param_dtype, dtype=config.dtype, rngs=rngs
-            )
-
-        def norm(width: int) -> RMSNorm:
-            return RMSNorm(width, eps=config.norm_eps, param_dtype=config.param_dtype)
-
-        grow, shrink = ("embed", "mlp"), ("mlp", "embed")
-        self.head_dim = config.head_dim
-        self.attention_norm = norm(hidden)
-        # Not fused, so that each splits over the tensor axis between heads.
-        self.query = linear(hidden, heads * config.head_dim, grow)
-        self.key = linear(hidden, kv_heads * config.head_dim, grow)
-        self.value = linear(hidden, kv_heads * config.head_dim, grow)
+        norm = partial(RMSNorm, eps=config.norm_eps, param_dtype=config.param_dtype)
+        width, heads = config.hidden_size, (config.num_heads, config.num_kv_heads)
+        super().__init__(
+            config, width, config.head_dim, heads, partial(norm, width), jax.nn.silu,
+            gated=True, rngs=rngs,
+        )  # fmt: skip
         self.query_norm, self.key_norm = norm(config.head_dim), norm(config.head_dim)
-        self.attention_out = linear(heads * config.head_dim, hidden, shrink)
-        self.mlp_norm = norm(hidden)
-        self.mlp_gate = linear(hidden, config.mlp_size, grow)
-        self.mlp_in = linear(hidden, config.mlp_size, grow)
-        self.mlp_out = linear(config.mlp_size, hidden, shrink)
 
     def __call__(
         self,
@@ -116,25 +96,15 @@ class Qwen3Block(nnx.Module):
           slot: which output the result is written to.
         """
         tokens, outputs = carry
-        tokens = tokens + self._attend(self.attention_norm(tokens), angles, visible)
-        x = self.mlp_norm(tokens)
-        tokens = tokens + self.mlp_out(jax.nn.silu(self.mlp_gate(x)) * self.mlp_in(x))
-        return tokens, jax.lax.dynamic_update_index_in_dim(outputs, tokens, slot, 0)
-
-    def _attend(
-        self, x: jax.Array, angles: tuple[np.ndarray, np.ndarray], visible: jax.Array
-    ) -> jax.Array:
-        query, key, value = (
-            rearrange(linear(x), "b t (heads dim) -> b t heads dim", dim=self.head_dim)
-            for linear in (self.query, self.key, self.value)
-        )
+        query, key, value = self.heads(tokens)
         query = rotate(self.query_norm(query), angles)
         key = rotate(self.key_norm(key), angles)
         out = jax.nn.dot_product_attention(query, key, value, mask=visible)
         # A row that sees nothing (padding before the text) gets nothing, as in PyTorch's fused
         # attention, which transformers uses; a plain softmax would give it the mean of all rows.
         out = jnp.where(visible.any(-1)[:, 0, :, None, None], out, 0)
-        return self.attention_out(rearrange(out, "b t heads dim -> b t (heads dim)"))
+        tokens = self.finish(tokens, out)
+        return tokens, jax.lax.dynamic_update_index_in_dim(outputs, tokens, slot, 0)
 
 
 class Qwen3(nnx.Module):
@@ -142,13 +112,8 @@ class Qwen3(nnx.Module):
 
     def __init__(self, config: Qwen3Config, *, rngs: nnx.Rngs):
         self.config = config
-        self.token_embedding = embedding_table(
-            config.vocab_size,
-            config.hidden_size,
-            axes=("vocab", "embed"),
-            dtype=config.param_dtype,
-            rngs=rngs,
-        )
+        shape = config.vocab_size, config.hidden_size
+        self.token_embedding = embedding_table(shape, ("vocab", "embed"), config.param_dtype, rngs)
         self.blocks = stack_blocks(
             lambda rngs: Qwen3Block(config, rngs=rngs), config.num_layers, rngs
         )

@@ -7,6 +7,7 @@ Raffel et al. (arXiv 1910.10683): RMS norm before attention and MLP, attention l
 
 import dataclasses
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +16,7 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax.models.layers import scan_blocks, stack_blocks
-from cotir_jax.models.lora import Linear
-from cotir_jax.models.text_encoders.shared import (
-    RMSNorm,
-    check_ids,
-    embedding_table,
-)
+from cotir_jax.models.text_encoders.shared import PreNormBlock, RMSNorm, check_ids, embedding_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,30 +43,18 @@ class T5Config:
     dtype: str = "bfloat16"
 
 
-class T5Block(nnx.Module):
-    """Attention and gated MLP, each on the normalised residual stream and added to it."""
+def _gelu_tanh(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=True)
+
+
+class T5Block(PreNormBlock):
+    """A layer: unscaled attention with a bias of positions, gated GELU."""
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
-        width, inner = config.width, config.num_heads * config.head_dim
-
-        def linear(into: int, out: int, axes: tuple[str, str]) -> Linear:
-            return Linear(
-                into, out, axes=axes, param_dtype=config.param_dtype, dtype=config.dtype, rngs=rngs
-            )
-
-        def norm() -> RMSNorm:
-            return RMSNorm(width, eps=config.norm_eps, param_dtype=config.param_dtype)
-
-        grow, shrink = ("embed", "mlp"), ("mlp", "embed")
-        self.head_dim = config.head_dim
-        self.attention_norm = norm()
-        # Not fused, so that each splits over the tensor axis between heads.
-        self.query, self.key, self.value = (linear(width, inner, grow) for _ in range(3))
-        self.attention_out = linear(inner, width, shrink)
-        self.mlp_norm = norm()
-        self.mlp_gate = linear(width, config.mlp_size, grow)
-        self.mlp_in = linear(width, config.mlp_size, grow)
-        self.mlp_out = linear(config.mlp_size, width, shrink)
+        heads, norm = (config.num_heads, config.num_heads), partial(_norm, config)
+        super().__init__(
+            config, config.width, config.head_dim, heads, norm, _gelu_tanh, gated=True, rngs=rngs
+        )
 
     def __call__(self, tokens: jax.Array, bias: jax.Array, mask: jax.Array | None) -> jax.Array:
         """One layer.
@@ -80,16 +64,13 @@ class T5Block(nnx.Module):
           bias: added to the attention logits, `[1, heads, tokens, tokens]`, float32.
           mask: `[batch, 1, 1, tokens]`, True at columns to attend to, or None for all.
         """
-        x = self.attention_norm(tokens)
-        query, key, value = (
-            rearrange(linear(x), "b t (heads dim) -> b t heads dim", dim=self.head_dim)
-            for linear in (self.query, self.key, self.value)
-        )
+        query, key, value = self.heads(tokens)
         out = jax.nn.dot_product_attention(query, key, value, bias, mask, scale=1.0)
-        tokens = tokens + self.attention_out(rearrange(out, "b t heads dim -> b t (heads dim)"))
-        x = self.mlp_norm(tokens)
-        gate = jax.nn.gelu(self.mlp_gate(x), approximate=True)
-        return tokens + self.mlp_out(gate * self.mlp_in(x))
+        return self.finish(tokens, out)
+
+
+def _norm(config: T5Config) -> RMSNorm:
+    return RMSNorm(config.width, eps=config.norm_eps, param_dtype=config.param_dtype)
 
 
 class T5Encoder(nnx.Module):
@@ -97,22 +78,12 @@ class T5Encoder(nnx.Module):
 
     def __init__(self, config: T5Config, *, rngs: nnx.Rngs):
         self.config = config
-        self.token_embedding = embedding_table(
-            config.vocab_size,
-            config.width,
-            axes=("vocab", "embed"),
-            dtype=config.param_dtype,
-            rngs=rngs,
-        )
-        self.position_bias = embedding_table(
-            config.num_buckets,
-            config.num_heads,
-            axes=(None, None),
-            dtype=config.param_dtype,
-            rngs=rngs,
-        )
+        shape, dtype = (config.vocab_size, config.width), config.param_dtype
+        self.token_embedding = embedding_table(shape, ("vocab", "embed"), dtype, rngs)
+        buckets = config.num_buckets, config.num_heads
+        self.position_bias = embedding_table(buckets, (None, None), dtype, rngs)
         self.blocks = stack_blocks(lambda rngs: T5Block(config, rngs=rngs), config.num_layers, rngs)
-        self.final_norm = RMSNorm(config.width, eps=config.norm_eps, param_dtype=config.param_dtype)
+        self.final_norm = _norm(config)
 
     def __call__(self, ids: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """Last hidden states after the final norm, padding positions included.
