@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from cotir_jax.models.autoencoder_layers import GROUPS, Decoder, Encoder
+from cotir_jax.models.autoencoder_layers import GROUPS, Coder
 from cotir_jax.models.lora import Linear
 from cotir_jax.models.tiles import in_tiles
 
@@ -90,8 +90,8 @@ class Autoencoder(nnx.Module):
         latents, count = config.latent_channels, config.num_res_blocks
         widths = [config.channels * multiplier for multiplier in config.multipliers]
         dtypes: dict[str, Any] = dict(param_dtype=config.param_dtype, dtype=config.dtype)
-        self.encoder = Encoder(widths, count, 2 * latents, dtypes, rngs=rngs)
-        self.decoder = Decoder(widths[::-1], count + 1, latents, dtypes, rngs=rngs)
+        self.encoder = Coder("down", 3, widths, count, 2 * latents, dtypes, rngs=rngs)
+        self.decoder = Coder("up", latents, widths[::-1], count + 1, 3, dtypes, rngs=rngs)
         if config.kind == "flux2":
             linear: dict[str, Any] = dict(axes=(None, None), use_bias=True, rngs=rngs, **dtypes)
             self.quant = Linear(2 * latents, 2 * latents, **linear)
@@ -113,8 +113,6 @@ class Autoencoder(nnx.Module):
           ValueError: for another shape, or a side that is not a multiple of the patch.
         """
         _check(pictures, 3, self.patch, "pictures", "pad them")
-        if not self._needs_tiles(*(side // self.patch for side in pictures.shape[1:3])):
-            return self._encode(pictures)
         return in_tiles(
             self._encode,
             pictures,
@@ -130,10 +128,7 @@ class Autoencoder(nnx.Module):
         Raises:
           ValueError: for another shape.
         """
-        channels = 4 * self.config.latent_channels
-        _check(latents, channels, 1, "latents", "encode gives them so")
-        if not self._needs_tiles(*latents.shape[1:3]):
-            return self._decode(latents)
+        _check(latents, 4 * self.config.latent_channels, 1, "latents", "encode gives them so")
         return in_tiles(
             self._decode,
             latents,
@@ -142,9 +137,6 @@ class Autoencoder(nnx.Module):
             scale_out=self.patch,
             channels=3,
         )
-
-    def _needs_tiles(self, height: int, width: int) -> bool:
-        return bool(self.config.tile) and max(height, width) * self.patch > self.config.tile
 
     def _encode(self, pictures: jax.Array) -> jax.Array:
         channels = self.config.latent_channels
@@ -200,10 +192,7 @@ class PatchAutoencoder(nnx.Module):
         Raises:
           ValueError: when a side is not a multiple of the patch.
         """
-        if pictures.shape[1] % self.patch or pictures.shape[2] % self.patch:
-            raise ValueError(
-                f"pictures {pictures.shape}: sides must be multiples of {self.patch}; pad them"
-            )
+        _check(pictures, 3, self.patch, "pictures", "pad them")
         return rearrange(pictures, "b (h p) (w q) c -> b h w (p q c)", p=self.patch, q=self.patch)
 
     def decode(self, latents: jax.Array) -> jax.Array:

@@ -65,6 +65,7 @@ class ResidualBlock(nnx.Module):
         self.shortcut = _pointwise(into, out, dtypes, rngs) if into != out else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, height, width, into]` to `[batch, height, width, out]`."""
         hidden = self.conv1(nnx.silu(self.norm1(x)))
         hidden = self.conv2(nnx.silu(self.norm2(hidden)))
         return hidden + (x if self.shortcut is None else self.shortcut(x))
@@ -79,6 +80,7 @@ class SpatialAttention(nnx.Module):
         self.out = _pointwise(channels, channels, dtypes, rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, height, width, channels]` to the same."""
         tokens = rearrange(self.norm(x), "b h w c -> b (h w) c")
         mixed = attend(*jnp.split(self.qkv(tokens), 3, axis=-1))
         return x + self.out(mixed).reshape(x.shape)
@@ -92,11 +94,10 @@ def attend(
     The head is too wide (512) for the fused kernels that `attention.attention` picks from.
 
     Args:
-      query, key, value: `[batch, tokens, channels]`.
+      query: `[batch, tokens, channels]`, as key, value and the result, which has its dtype.
+      key: of all positions.
+      value: of all positions.
       max_logits: logits of a picture that may be held at once.
-
-    Returns:
-      `[batch, tokens, channels]`, in the dtype of `query`.
     """
 
     def part(query: jax.Array) -> jax.Array:
@@ -123,6 +124,7 @@ class Middle(nnx.Module):
         self.block2 = ResidualBlock(channels, channels, dtypes, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, height, width, channels]` to the same."""
         return self.block2(self.attention(self.block1(x)))
 
 
@@ -130,34 +132,28 @@ class Level(nnx.Module):
     """The residual blocks of one resolution, then a convolution that changes the resolution.
 
     Args:
-      into, out: channels.
+      into: channels of the input.
+      out: channels of the result.
       count: residual blocks.
       resample: "down" halves, "up" doubles, "" keeps the resolution.
+      dtypes: `param_dtype` and `dtype`.
+      rngs: for random initial weights.
     """
 
     def __init__(
-        self,
-        into: int,
-        out: int,
-        count: int,
-        resample: str,
-        dtypes: dict[str, Any],
-        *,
+        self, into: int, out: int, count: int, resample: str, dtypes: dict[str, Any], *,
         rngs: nnx.Rngs,
-    ):
+    ):  # fmt: skip
         self.blocks = nnx.List(
             [ResidualBlock(into if i == 0 else out, out, dtypes, rngs=rngs) for i in range(count)]
         )
         self.up = resample == "up"
-        strided: dict[str, Any] = dict(strides=2, padding=((0, 1), (0, 1)))
-        layout = {"down": strided, "up": dict(padding=1)}
-        self.resample = (
-            nnx.Conv(out, out, (3, 3), rngs=rngs, **layout[resample], **dtypes)
-            if resample
-            else None
-        )
+        down: dict[str, Any] = dict(strides=2, padding=((0, 1), (0, 1)))
+        conv = dtypes | (dict(padding=1) if self.up else down)
+        self.resample = nnx.Conv(out, out, (3, 3), rngs=rngs, **conv) if resample else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, height, width, into]` to `out` channels at the new resolution."""
         for block in self.blocks:
             x = block(x)
         if self.resample is None:
@@ -167,74 +163,41 @@ class Level(nnx.Module):
         return self.resample(x)
 
 
-def _levels(
-    widths: Sequence[int], count: int, resample: str, dtypes: dict[str, Any], rngs: nnx.Rngs
-) -> nnx.List:
-    """A level for each width; all but the last change the resolution."""
-    into = [widths[0], *widths]
-    directions = [resample] * (len(widths) - 1) + [""]
-    return nnx.List(
-        [
-            Level(into[i], width, count, directions[i], dtypes, rngs=rngs)
-            for i, width in enumerate(widths)
-        ]
-    )
+class Coder(nnx.Module):
+    """The encoder or the decoder: convolution, levels and middle, norm, convolution.
 
-
-class Encoder(nnx.Module):
-    """Pictures `[batch, height, width, 3]` to posterior mean and log variance, joined.
+    The encoder maps pictures to posterior mean and log variance, joined; the decoder maps latents
+    to pictures. The middle is at the lowest resolution: after the encoder's levels, before the
+    decoder's.
 
     Args:
-      widths: channels of each level, from the highest resolution down.
+      way: "down" for the encoder, "up" for the decoder.
+      into: channels of the input.
+      widths: channels of each level, in the order of computation.
       count: residual blocks of a level.
-      out_channels: twice the latent channels.
+      out: channels of the result.
       dtypes: `param_dtype` and `dtype`.
+      rngs: for random initial weights.
     """
 
     def __init__(
-        self,
-        widths: Sequence[int],
-        count: int,
-        out_channels: int,
-        dtypes: dict[str, Any],
-        *,
-        rngs: nnx.Rngs,
-    ):
-        self.conv_in = _conv(3, widths[0], dtypes, rngs)
-        self.levels = _levels(widths, count, "down", dtypes, rngs)
-        self.middle = Middle(widths[-1], dtypes, rngs=rngs)
-        self.norm_out = GroupNorm(widths[-1], dtypes["param_dtype"])
-        self.conv_out = _conv(widths[-1], out_channels, dtypes, rngs)
-
-    def __call__(self, pictures: jax.Array) -> jax.Array:
-        x = self.conv_in(pictures)
-        for level in self.levels:
-            x = level(x)
-        return self.conv_out(nnx.silu(self.norm_out(self.middle(x))))
-
-
-class Decoder(nnx.Module):
-    """Latents `[batch, height, width, latent_channels]` to pictures, 3 channels.
-
-    Args:
-      widths: channels of each level, from the lowest resolution up, the order of computation.
-      count: residual blocks of a level.
-      channels: of the latents.
-      dtypes: `param_dtype` and `dtype`.
-    """
-
-    def __init__(
-        self, widths: Sequence[int], count: int, channels: int, dtypes: dict[str, Any], *,
-        rngs: nnx.Rngs,
+        self, way: str, into: int, widths: Sequence[int], count: int, out: int,
+        dtypes: dict[str, Any], *, rngs: nnx.Rngs,
     ):  # fmt: skip
-        self.conv_in = _conv(channels, widths[0], dtypes, rngs)
-        self.middle = Middle(widths[0], dtypes, rngs=rngs)
-        self.levels = _levels(widths, count, "up", dtypes, rngs)
+        self.up = way == "up"
+        self.conv_in = _conv(into, widths[0], dtypes, rngs)
+        self.middle = Middle(widths[0 if self.up else -1], dtypes, rngs=rngs)
+        # All levels but the last change the resolution.
+        sizes = zip([widths[0], *widths], widths, [way] * (len(widths) - 1) + [""], strict=False)
+        self.levels = nnx.List(
+            [Level(before, width, count, step, dtypes, rngs=rngs) for before, width, step in sizes]
+        )
         self.norm_out = GroupNorm(widths[-1], dtypes["param_dtype"])
-        self.conv_out = _conv(widths[-1], 3, dtypes, rngs)
+        self.conv_out = _conv(widths[-1], out, dtypes, rngs)
 
-    def __call__(self, latents: jax.Array) -> jax.Array:
-        x = self.middle(self.conv_in(latents))
-        for level in self.levels:
-            x = level(x)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[batch, height, width, into]` to `out` channels, at the other end's resolution."""
+        x = self.conv_in(x)
+        for part in [self.middle, *self.levels] if self.up else [*self.levels, self.middle]:
+            x = part(x)
         return self.conv_out(nnx.silu(self.norm_out(x)))

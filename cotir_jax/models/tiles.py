@@ -35,7 +35,8 @@ def overlap_add(
       weights: of the tiles along both sides, float32 `[tiles, size * scale_out]`; over every
         place they add up to one.
       channels: of the result.
-      scale_in, scale_out: samples of input and result for each unit.
+      scale_in: samples of the input for each unit.
+      scale_out: samples of the result for each unit.
       per_call: tiles that go through the function at once. The last call is filled up with its
         last tile, at weight 0.
 
@@ -99,7 +100,8 @@ def tile_weights(side: int, largest: int, scale: int) -> np.ndarray:
     the side itself have no such margin.
 
     Args:
-      side, largest: as in `tile_plan`.
+      side: as in `tile_plan`.
+      largest: as in `tile_plan`.
       scale: samples for each latent position (1 for latents, the patch for pixels).
 
     Returns:
@@ -130,19 +132,23 @@ def in_tiles(
     scale_out: int,
     channels: int,
 ) -> jax.Array:
-    """Applies a function to tiles of at most `largest` latent positions, one after another.
+    """Applies a function at once, or to tiles of at most `largest` latent positions in turn.
 
     Args:
       function: `[batch, height * scale_in, width * scale_in, channels of x]` to
         `[batch, height * scale_out, width * scale_out, channels]`.
       x: as the function's argument.
-      largest: side of a tile in latent positions, at most.
-      scale_in, scale_out, channels: as in `overlap_add`.
+      largest: side of a tile in latent positions, at most; 0: no tiles.
+      scale_in: as in `overlap_add`.
+      scale_out: as in `overlap_add`.
+      channels: of the result.
 
     Returns:
       float32 `[batch, height * scale_out, width * scale_out, channels]`.
     """
     sides = [side // scale_in for side in x.shape[1:3]]
+    if not largest or max(sides) <= largest:
+        return function(x)
     return overlap_add(
         lambda tiles, _: function(tiles),
         x,
