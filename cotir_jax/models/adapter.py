@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 
 from cotir_jax.models.attention import attention
-from cotir_jax.models.blocks import Angles, KeyValue
+from cotir_jax.models.blocks import Angles, KeyValue, joined, keys_values
 from cotir_jax.models.layers import (
     FinalLayer,
     Modulation,
@@ -73,21 +73,14 @@ class AdapterBlock(nnx.Module):
         text_out = self.linear1(text_in)
         query, text_kv, mlp = jnp.split(text_out, [hidden, 3 * hidden], axis=-1)
         image_kv = self.linear1(image_in, columns=slice(hidden, 3 * hidden))
-        key, value = self._key_value(jnp.concatenate([text_kv, image_kv], axis=1), angles)
+        rows = jnp.concatenate([text_kv, image_kv], axis=1)
+        key_value = keys_values(self.norm, rows, self.num_heads, angles)
         query = rearrange(query, "b n (h d) -> b n h d", h=self.num_heads)
         cos, sin = angles
         query = apply_rotary(self.norm.query(query), (cos[:, :count], sin[:, :count]))
-        if cached:
-            key, value = (
-                jnp.concatenate(pair, axis=1) for pair in zip((key, value), cached[0], strict=True)
-            )
-        attended = attention(query, key, value)
+        attended = attention(query, *joined(key_value, *cached))
         update = self.linear2(jnp.concatenate([attended, jax.nn.gelu(mlp)], axis=-1))
         return text + gate * update
-
-    def _key_value(self, projected: jax.Array, angles: Angles) -> KeyValue:
-        key, value = rearrange(projected, "b n (kv h d) -> kv b n h d", kv=2, h=self.num_heads)
-        return apply_rotary(self.norm.key(key), angles), value
 
     def reference(
         self, normed_image: jax.Array, conditioning_vector: jax.Array, angles: Angles
@@ -97,7 +90,7 @@ class AdapterBlock(nnx.Module):
         shift, scale, _ = self.modulation(conditioning_vector)
         image_in = normed_image * (1 + scale) + shift
         projected = self.linear1(image_in, columns=slice(hidden, 3 * hidden))
-        return normed_image, self._key_value(projected, angles)
+        return normed_image, keys_values(self.norm, projected, self.num_heads, angles)
 
 
 class CoTAdapter(nnx.Module):
@@ -114,13 +107,13 @@ class CoTAdapter(nnx.Module):
         self.scene = Linear(hidden, hidden, axes=square, rngs=rngs, **linear)
         self.degradation = Linear(hidden, hidden, axes=square, rngs=rngs, **linear)
         self.plan = Linear(2 * hidden, hidden, axes=square, rngs=rngs, **linear)
-        self.final_scene = FinalLayer(hidden, config.text_channels, rngs=rngs, **linear)
-        self.final_degradation = FinalLayer(hidden, config.text_channels, rngs=rngs, **linear)
-        self.final_plan = FinalLayer(hidden, config.text_channels, rngs=rngs, **linear)
+        self.final_scene, self.final_degradation, self.final_plan = (
+            FinalLayer(hidden, config.text_channels, rngs=rngs, **linear) for _ in range(3)
+        )
         # Zero start: the adapter leaves the pretrained model as it is until it has learned.
-        self.scale_scene = AdapterParam(jnp.zeros((1,), jnp.float32))
-        self.scale_degradation = AdapterParam(jnp.zeros((1,), jnp.float32))
-        self.scale_plan = AdapterParam(jnp.zeros((1,), jnp.float32))
+        self.scale_scene, self.scale_degradation, self.scale_plan = (
+            AdapterParam(jnp.zeros((1,), jnp.float32)) for _ in range(3)
+        )
 
     def __call__(
         self,

@@ -32,9 +32,9 @@ def base_linear(config: CoTIRConfig) -> dict[str, Any]:
     return dict(use_bias=biases, param_dtype=config.base_dtype, dtype=config.dtype)
 
 
-def _modulations(own: Modulation | None, conditioning: Any) -> Modulations:
-    """The block's own modulation of the conditioning vector, or the shared one as it is given."""
-    return conditioning if own is None else own(conditioning)
+def modulated(modulation: Modulation | None, conditioning: Any) -> Any:
+    """The modulation's vectors, or the argument where the modulation is elsewhere."""
+    return conditioning if modulation is None else modulation(conditioning)
 
 
 def _activate(x: jax.Array, gated: bool) -> jax.Array:
@@ -45,7 +45,13 @@ def _activate(x: jax.Array, gated: bool) -> jax.Array:
     return jax.nn.silu(gate) * value
 
 
-def _joined(*parts: KeyValue) -> KeyValue:
+def keys_values(norm: QKNorm, projected: jax.Array, heads: int, angles: Angles) -> KeyValue:
+    """Keys, normalised and turned, and values of `[batch, tokens, 2 * hidden]`."""
+    key, value = rearrange(projected, "b n (kv h d) -> kv b n h d", kv=2, h=heads)
+    return apply_rotary(norm.key(key), angles), value
+
+
+def joined(*parts: KeyValue) -> KeyValue:
     """Rows of several key-value pairs, one after the other."""
     keys, values = zip(*parts, strict=True)
     return jnp.concatenate(keys, axis=1), jnp.concatenate(values, axis=1)
@@ -110,12 +116,12 @@ class DoubleBlock(nnx.Module):
           *cached: further keys and values that all rows attend to.
         """
         text, image = streams
-        text_modulation = _modulations(self.text.modulation, conditioning[0])
-        image_modulation = _modulations(self.image.modulation, conditioning[1])
+        text_modulation = modulated(self.text.modulation, conditioning[0])
+        image_modulation = modulated(self.image.modulation, conditioning[1])
         text_query, text_kv = self.text.project(text, text_modulation, angles[0])
         image_query, image_kv = self.image.project(image, image_modulation, angles[1])
         query = jnp.concatenate([text_query, image_query], axis=1)
-        attended = attention(query, *_joined(text_kv, image_kv, *cached))
+        attended = attention(query, *joined(text_kv, image_kv, *cached))
         count = text.shape[1]
         return (
             self.text.finish(text, attended[:, :count], text_modulation),
@@ -145,22 +151,19 @@ class SingleBlock(nnx.Module):
         self.norm = QKNorm(config.head_dim, param_type=nnx.Param, param_dtype=config.base_dtype)
 
     def __call__(
-        self, x: jax.Array, conditioning: Conditioning, angles: Angles, *cached: KeyValue
-    ) -> jax.Array:
-        """The block's output for all rows of `[batch, tokens, hidden]`."""
-        return self.rows(x, conditioning, angles, slice(None), *cached)
-
-    def rows(
         self,
         x: jax.Array,
         conditioning: Conditioning,
         angles: Angles,
-        rows: slice,
         *cached: KeyValue,
+        rows: slice = slice(None),
     ) -> jax.Array:
-        """The block's output for some rows: keys and values are computed for all of them."""
+        """The block's output for some rows of `[batch, tokens, hidden]`.
+
+        Keys and values are computed for all of them.
+        """
         hidden = self.hidden_size
-        shift, scale, gate = _modulations(self.modulation, conditioning)
+        shift, scale, gate = modulated(self.modulation, conditioning)
         x_in = modulate(x, shift, scale)
         cos, sin = angles
         if rows == slice(None):
@@ -171,13 +174,10 @@ class SingleBlock(nnx.Module):
             mlp = self.linear1(x_in[:, rows], columns=slice(3 * hidden, None))
         query = rearrange(query, "b n (h d) -> b n h d", h=self.num_heads)
         query = apply_rotary(self.norm.query(query), (cos[:, rows], sin[:, rows]))
-        attended = attention(query, *_joined(self._key_value(key_value, angles), *cached))
+        own = keys_values(self.norm, key_value, self.num_heads, angles)
+        attended = attention(query, *joined(own, *cached))
         update = self.linear2(jnp.concatenate([attended, _activate(mlp, self.gated)], axis=-1))
         return x[:, rows] + gate * update
-
-    def _key_value(self, projected: jax.Array, angles: Angles) -> KeyValue:
-        key, value = rearrange(projected, "b n (kv h d) -> kv b n h d", kv=2, h=self.num_heads)
-        return apply_rotary(self.norm.key(key), angles), value
 
     def reference(
         self, x: jax.Array, modulation: Modulations, angles: Angles
@@ -189,4 +189,5 @@ class SingleBlock(nnx.Module):
         """Keys and values of all rows."""
         shift, scale, _ = modulation
         columns = slice(self.hidden_size, 3 * self.hidden_size)
-        return self._key_value(self.linear1(modulate(x, shift, scale), columns), angles)
+        projected = self.linear1(modulate(x, shift, scale), columns)
+        return keys_values(self.norm, projected, self.num_heads, angles)

@@ -19,11 +19,11 @@ from flax import nnx
 from cotir_jax.models.adapter import CoTAdapter
 from cotir_jax.models.blocks import (
     Angles,
-    Conditioning,
     DoubleBlock,
     KeyValue,
     SingleBlock,
     base_linear,
+    modulated,
 )
 from cotir_jax.models.layers import (
     FinalLayer,
@@ -138,7 +138,7 @@ class Transformer(nnx.Module):
         text, image = scan_blocks(
             self.double_blocks,
             (self.txt_in(text_embeddings.astype(dtype)), self.img_in(image_tokens.astype(dtype))),
-            tuple(_shared(own, vector) for own in (self.text_modulation, self.image_modulation)),
+            tuple(modulated(own, vector) for own in (self.text_modulation, self.image_modulation)),
             (text_angles, image_angles),
             remat=config.remat,
             per_layer=cached.double,
@@ -149,7 +149,7 @@ class Transformer(nnx.Module):
                 text, image, vector, angles, with_thoughts, cached.adapter
             )
             text = text + residual
-        conditioning = _shared(self.single_modulation, vector)
+        conditioning = modulated(self.single_modulation, vector)
         x = jnp.concatenate([text, image], axis=1)
         x = scan_blocks(
             self.single_blocks, x, conditioning, angles, remat=config.remat, per_layer=cached.single
@@ -157,7 +157,7 @@ class Transformer(nnx.Module):
         first = text.shape[1]
         last = x.shape[1] if output_rows is None else first + output_rows
         rest = () if reference is None else (reference.last,)
-        x = self.last_single_block.rows(x, conditioning, angles, slice(first, last), *rest)
+        x = self.last_single_block(x, conditioning, angles, *rest, rows=slice(first, last))
         return Output(self.final_layer(x, vector), *(thoughts or (None, None, None)))
 
     def reference(
@@ -173,9 +173,10 @@ class Transformer(nnx.Module):
         vector = self._conditioning_vector(jnp.zeros(image_tokens.shape[:1]), guidance)
         angles = self._angles(image_ids)
         x = self.img_in(image_tokens.astype(self.config.dtype))
-        x, double = collect_blocks(self.double_blocks, x, self.image_modulation(vector), angles)
+        modulation = modulated(self.image_modulation, vector)
+        x, double = collect_blocks(self.double_blocks, x, modulation, angles)
         adapter = self.cot_adapter and self.cot_adapter.reference(x, vector, angles)
-        modulation = self.single_modulation(vector)
+        modulation = modulated(self.single_modulation, vector)
         x, single = collect_blocks(self.single_blocks, x, modulation, angles)
         last = self.last_single_block.key_value(x, modulation, angles)
         return Reference(double, adapter, single, last)
@@ -193,11 +194,6 @@ class Transformer(nnx.Module):
     def _angles(self, ids: jax.Array) -> Angles:
         config = self.config
         return rotary_angles(ids, config.axes_dim, config.theta, config.position_dtype)
-
-
-def _shared(modulation: Modulation | None, vector: jax.Array) -> Conditioning:
-    """What the blocks are called with: a shared modulation, or where there is none the vector."""
-    return vector if modulation is None else modulation(vector)
 
 
 def _check_inputs(

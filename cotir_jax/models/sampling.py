@@ -11,43 +11,32 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def flux1_schedule(num_steps: int, num_tokens: int) -> np.ndarray:
-    """Timesteps from 1 to 0, shifted by a mu linear in tokens: 256 -> 0.5, 4096 -> 1.15.
+def schedule(family: str, num_steps: int, num_tokens: int) -> np.ndarray:
+    """Timesteps from 1 to 0, shifted by exp(mu), where mu depends on the picture's size.
+
+    FLUX.1: mu is linear in tokens, 256 -> 0.5, 4096 -> 1.15. FLUX.2: mu is fitted to tokens at 10
+    and at 200 steps, and linear between and beyond; above 4,300 tokens only the fit for 200 steps
+    holds. Its coefficients are those of black-forest-labs/flux2 (`sampling.py`).
 
     Args:
+      family: "flux1" or "flux2".
       num_steps: sampling steps, at least 1.
       num_tokens: target image tokens.
 
     Returns:
       `[num_steps + 1]`, float32, decreasing.
     """
-    slope = (1.15 - 0.5) / (4096 - 256)
-    return _shifted(num_steps, 0.5 + slope * (num_tokens - 256))
-
-
-def flux2_schedule(num_steps: int, num_tokens: int) -> np.ndarray:
-    """FLUX.2's schedule: mu fitted to tokens at 10 and at 200 steps, linear between and beyond.
-
-    The coefficients are those of black-forest-labs/flux2 (`sampling.py`). Above 4,300 tokens only
-    the fit for 200 steps holds. Arguments and result as `flux1_schedule`.
-    """
-    mu_200 = 0.00016927 * num_tokens + 0.45666666
-    mu_10 = 8.73809524e-05 * num_tokens + 1.89833333
-    if num_tokens > 4300:
-        return _shifted(num_steps, mu_200)
-    slope = (mu_200 - mu_10) / 190.0
-    return _shifted(num_steps, slope * num_steps + (mu_200 - 200.0 * slope))
-
-
-def schedule(family: str, num_steps: int, num_tokens: int) -> np.ndarray:
-    """The schedule of "flux1" or "flux2"; arguments and result as `flux1_schedule`."""
-    functions = {"flux1": flux1_schedule, "flux2": flux2_schedule}
-    return functions[family](num_steps, num_tokens)
-
-
-def _shifted(num_steps: int, mu: float) -> np.ndarray:
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps}: at least one sampling step is needed")
+    mu_200 = 0.00016927 * num_tokens + 0.45666666
+    mu_10 = 8.73809524e-05 * num_tokens + 1.89833333
+    if family == "flux1":
+        mu = 0.5 + (1.15 - 0.5) / (4096 - 256) * (num_tokens - 256)
+    elif num_tokens > 4300:
+        mu = mu_200
+    else:
+        slope = (mu_200 - mu_10) / 190.0
+        mu = slope * num_steps + (mu_200 - 200.0 * slope)
     timesteps = np.linspace(1, 0, num_steps + 1, dtype=np.float32).astype(np.float64)
     shift = math.exp(mu)
     with np.errstate(divide="ignore"):
@@ -56,9 +45,7 @@ def _shifted(num_steps: int, mu: float) -> np.ndarray:
 
 
 def euler(
-    velocity: Callable[[jax.Array, jax.Array], jax.Array],
-    noise: jax.Array,
-    schedule: jax.Array,
+    velocity: Callable[[jax.Array, jax.Array], jax.Array], noise: jax.Array, schedule: jax.Array
 ) -> jax.Array:
     """Integrates `dx/dt = velocity(x, t)` down the schedule with Euler steps, as a scan.
 
