@@ -10,16 +10,21 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.conversion import parts
 from cotir_jax.conversion.fresh import FreshWeights
-from cotir_jax.conversion.merge_lora import MERGED, lora_parts, merged_config, merged_layer
+from cotir_jax.conversion.merge_lora import (
+    MERGED,
+    bias_rows,
+    lora_parts,
+    merged_config,
+    merged_layer,
+)
 from cotir_jax.conversion.name_tables import assemble_layer
-from cotir_jax.conversion.parts import File, Part
+from cotir_jax.conversion.parts import Part
 from cotir_jax.conversion.published_folder import find, find_tokenizers
 from cotir_jax.conversion.streaming import Streamed, save_streamed
 from cotir_jax.conversion.torch_files import DTYPES, Tensors
@@ -92,11 +97,14 @@ def convert(
     _check_space(Path(out), total)
     _report_parts(config, chosen, tokenizers, report)
 
+    lora_dtype = config.base_dtype
+    if "lora" in found:
+        lora_dtype = DTYPES[next(iter(found["lora"].entries.values())).dtype].name
     described: dict[str, Any] = {
         "model": dataclasses.asdict(merged_config(config) if merge_lora else config),
         "text_encoders": {},
         "parts": {},
-        "lora": _lora_description(found, config, merge_lora),
+        "lora": {"dtype": lora_dtype, "merged": merge_lora or config.lora_rank == 0},
         "notes": {"written by": "cotir convert"},
     }
     with model_folder.new_folder(Path(out)) as folder:
@@ -170,8 +178,10 @@ def plan(config: CoTIRConfig, found: Mapping[str, Tensors], dtype: str | None = 
 
 
 class _Buffers(threading.local):
-    """Each thread's memory for a tensor and for a layer, used again: fresh pages cost more time
-    than reading and transposing into them."""
+    """Each thread's memory for a tensor and for a layer, used again.
+
+    Fresh pages cost more time than reading and transposing into them.
+    """
 
     def __init__(self) -> None:
         self.held: dict[str, np.ndarray] = {}
@@ -187,7 +197,7 @@ def streamed_arrays(part: Part, merge_lora: bool = False) -> dict[str, Streamed]
     """The arrays of a part, each made layer by layer from its files."""
     rows = {row.path: (row, file) for row, file in part.rows}
     lora = {path for path, (_, file) in rows.items() if file.kind == "lora"}
-
+    kept = {row.path for row in bias_rows(part.config)} if lora else set()
     buffers = _Buffers()
 
     def layer(path: str, dtype: np.dtype, index: int, own: bool = False) -> np.ndarray:
@@ -209,24 +219,18 @@ def streamed_arrays(part: Part, merge_lora: bool = False) -> dict[str, Streamed]
 
     arrays = {}
     for path, (row, file) in rows.items():
-        if merge_lora and not _stays(part, path, file):
-            continue
-        dtype = parts.array_dtype(part, row, file)
+        if merge_lora and file.kind == "lora" and path not in kept:
+            continue  # it is in the base weights now
+        dtype = np.dtype(part.variables[path].dtype)
+        if file.kind in ("lora", "cot_adapter"):  # stay as they are on disk
+            dtype = DTYPES[file.tensors.entries[row.names[0][0]].dtype]
         folded = lora_parts(path, lora) if merge_lora and file.kind == "transformer" else None
-        make: Callable[[int], np.ndarray]
+        make = functools.partial(layer, path, dtype)
         if folded:
             make = functools.partial(merged, path, folded, dtype)
-        else:
-            make = functools.partial(layer, path, dtype)
         shape = tuple(part.variables[path].shape)
         arrays[path] = Streamed(shape, dtype, row.stacked, make)
     return arrays | _fresh_arrays(part)
-
-
-def _stays(part: Part, path: str, file: File) -> bool:
-    """Whether an array is still there once LoRA is merged."""
-    keeps_bias = merged_config(part.config).lora_bias
-    return file.kind != "lora" or (keeps_bias and path.endswith(".lora_bias"))
 
 
 def _fresh_arrays(part: Part) -> dict[str, Streamed]:
@@ -234,17 +238,15 @@ def _fresh_arrays(part: Part) -> dict[str, Streamed]:
         return {}
     shapes = {row.path: tuple(part.variables[row.path].shape) for row in part.fresh}
     layers = {row.path: shapes[row.path][row.stacked :] for row in part.fresh}
-    dtype = part.config.base_dtype
+    dtype = np.dtype(part.config.base_dtype)
     fresh = FreshWeights(part.config, layers, dtype)
     return {
         row.path: Streamed(
-            shapes[row.path],
-            np.dtype(getattr(ml_dtypes, dtype, dtype)),
-            row.stacked,
+            shapes[row.path], dtype, row.stacked,
             functools.partial(fresh.layer, row.path, stacked=row.stacked),
         )
         for row in part.fresh
-    }
+    }  # fmt: skip
 
 
 def _read_tokenizers(
@@ -321,12 +323,3 @@ def _part_description(part: Part, arrays: Mapping[str, Streamed], digest: str) -
         "dtype": max(arrays.values(), key=lambda array: array.nbytes).dtype.name,
         "digest": digest,
     }
-
-
-def _lora_description(
-    found: Mapping[str, Tensors], config: CoTIRConfig, merge_lora: bool
-) -> dict[str, Any]:
-    dtype = config.base_dtype
-    if "lora" in found:
-        dtype = DTYPES[next(iter(found["lora"].entries.values())).dtype].name
-    return {"dtype": dtype, "merged": merge_lora or config.lora_rank == 0}

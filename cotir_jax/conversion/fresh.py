@@ -35,7 +35,7 @@ class FreshWeights:
         self,
         config: CoTIRConfig,
         shapes: Mapping[str, tuple[int, ...]],
-        dtype: str,
+        dtype: np.dtype,
         seed: int = 0,
     ):
         self.config = dataclasses.replace(

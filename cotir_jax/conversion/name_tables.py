@@ -78,15 +78,8 @@ def _layer_shape(row: Row, parts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         raise ValueError(f"{row.names[0]} cannot be joined: shapes {list(parts)}")
     if not first:
         return ()
-    shape = (sum(part[0] for part in parts), *first[1:])
-    if row.layout == "conv":
-        out, into, height, width = shape
-        return (height, width, into, out)
-    if row.layout in ("linear", "swapped"):
-        if len(shape) == 4 and shape[2:] == (1, 1):
-            shape = shape[:2]
-        return shape[::-1]
-    return shape
+    joined = np.broadcast_to(np.int8(0), (sum(part[0] for part in parts), *first[1:]))
+    return _to_ours(joined, row.layout).shape
 
 
 def assemble(
@@ -183,12 +176,14 @@ def _to_ours(tensor: np.ndarray, layout: str) -> np.ndarray:
         return tensor.transpose(2, 3, 1, 0)
     if layout == "same":
         return tensor
-    return (tensor[:, :, 0, 0] if tensor.ndim == 4 else tensor).T
+    return (tensor[:, :, 0, 0] if tensor.shape[2:] == (1, 1) else tensor).T
 
 
 def _transposed_copy(target: np.ndarray, view: np.ndarray) -> None:
-    """`target[...] = view` in columns of a cache line, since a plain transposed copy is 20 times
-    slower. Raw integers: numpy copies them without holding Python's lock."""
+    """`target[...] = view` in columns of a cache line: plain transposed copies are 20 times slower.
+
+    The numbers are copied as raw integers, for which numpy does not hold Python's lock.
+    """
     raw = f"u{target.dtype.itemsize}"
     target, view = target.view(raw), view.view(raw)
     if view.ndim != 2 or view.flags.c_contiguous:
@@ -200,9 +195,7 @@ def _transposed_copy(target: np.ndarray, view: np.ndarray) -> None:
 
 
 def account(
-    table: Table,
-    shapes: Mapping[str, tuple[int, ...]],
-    targets: Mapping[str, tuple[int, ...]],
+    table: Table, shapes: Mapping[str, tuple[int, ...]], targets: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
     """Compares a table with what is on disk and with the model; an empty list is a fit.
 

@@ -4,30 +4,27 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from flax import nnx
 
 from cotir_jax.checkpoints import model_folder
 from cotir_jax.conversion import published_configs
 from cotir_jax.conversion.merge_lora import bias_rows
 from cotir_jax.conversion.name_tables import Row, Table, account
-from cotir_jax.conversion.names import adapter
-from cotir_jax.conversion.names import autoencoder as autoencoder_names
-from cotir_jax.conversion.names import text as text_names
-from cotir_jax.conversion.names import transformer as transformer_names
-from cotir_jax.conversion.published_folder import config_beside, is_diffusers
-from cotir_jax.conversion.torch_files import DTYPES, Tensors
+from cotir_jax.conversion.names import adapter, autoencoder, text, transformer
+from cotir_jax.conversion.published_folder import is_diffusers
+from cotir_jax.conversion.torch_files import Tensors
 from cotir_jax.models.autoencoder import AUTOENCODERS, Autoencoder
 from cotir_jax.models.presets import PRESETS, CoTIRConfig
 from cotir_jax.models.text_encoders.configs import ENCODERS
 from cotir_jax.models.transformer import Transformer
+from cotir_jax.text.published_tokenizer import read_json
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # A text encoder's kind -> what reads its `config.json`, and its names.
 _TEXT: dict[str, tuple[Callable[[Mapping[str, Any]], Any], Callable[..., Table]]] = {
-    "qwen3": (published_configs.qwen3, text_names.qwen3),
-    "t5": (published_configs.t5, text_names.t5),
-    "clip": (published_configs.clip, text_names.clip),
+    "qwen3": (published_configs.qwen3, text.qwen3),
+    "t5": (published_configs.t5, text.t5),
+    "clip": (published_configs.clip, text.clip),
 }
 
 
@@ -94,8 +91,7 @@ def transformer_table(config: CoTIRConfig, kind: str, tensors: Tensors) -> Table
         return adapter.lora(config)
     if kind == "cot_adapter":
         return adapter.cot_adapter(config)
-    names = transformer_names.diffusers if is_diffusers(tensors) else transformer_names.native
-    table = names(config)
+    table = (transformer.diffusers if is_diffusers(tensors) else transformer.native)(config)
     if config.lora_bias:  # a transformer file that `cotir export --merged` wrote
         return Table([*table.rows, *bias_rows(config)], table.unneeded)
     return table
@@ -112,21 +108,22 @@ def autoencoder_part(config: CoTIRConfig, tensors: Tensors) -> Part:
     Raises:
       ValueError: for an autoencoder that does not belong to the model.
     """
-    fields = config_beside(tensors) or {}
+    path = tensors.path.parent / "config.json"
+    fields = read_json(path)
     try:
         described = "_class_name" in fields or "ch_mult" in fields
         sizes = (
             published_configs.autoencoder(fields) if described else AUTOENCODERS[config.autoencoder]
         )
     except ValueError as error:
-        raise ValueError(f"{tensors.path.parent / 'config.json'}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None
     channels = 4 * sizes.latent_channels
     if sizes.kind != config.autoencoder or channels != config.in_channels:
         raise ValueError(
             f"{tensors.path}: a {sizes.kind} autoencoder with {channels} channels per token; "
             f"{config.name} needs {config.autoencoder} with {config.in_channels}"
         )
-    names = autoencoder_names.diffusers if is_diffusers(tensors) else autoencoder_names.native
+    names = autoencoder.diffusers if is_diffusers(tensors) else autoencoder.native
     file = File("autoencoder", names(sizes), tensors)
     variables = _variables(lambda: Autoencoder(sizes, rngs=nnx.Rngs(0)))
     return Part("autoencoder", sizes, [file], variables)
@@ -138,9 +135,9 @@ def text_part(config: CoTIRConfig, kind: str, tensors: Tensors, dtype: str | Non
     Raises:
       ValueError: without one, or for an encoder that does not belong to the model.
     """
-    fields = config_beside(tensors)
     path = tensors.path.parent / "config.json"
-    if fields is None:
+    fields = read_json(path)
+    if not fields:
         raise ValueError(f"{path}: not there; fetch it too, it holds the text encoder's sizes")
     read_sizes, names = _TEXT[kind]
     try:
@@ -213,10 +210,3 @@ def _hint(file: File) -> str:
         if not account(part.files[0].table, file.tensors.shapes, part.shapes):
             return f" (these are {name}'s sizes: --model={name})"
     return ""
-
-
-def array_dtype(part: Part, row: Row, file: File) -> np.dtype:
-    """Dtype of an array in the model folder: LoRA's and the adapter's as on disk."""
-    if file.kind in ("lora", "cot_adapter"):
-        return DTYPES[file.tensors.entries[row.names[0][0]].dtype]
-    return np.dtype(part.variables[row.path].dtype)

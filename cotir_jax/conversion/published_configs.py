@@ -4,75 +4,30 @@ Every reader refuses a setting that this package does not implement, so that wei
 compute something else are never converted.
 """
 
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cotir_jax.models.autoencoder import AutoencoderConfig
-from cotir_jax.models.autoencoder_layers import GROUPS
 from cotir_jax.models.presets import CoTIRConfig
-from cotir_jax.models.text_encoders.clip import ACTIVATIONS, CLIPConfig
+from cotir_jax.models.text_encoders.clip import CLIPConfig
 from cotir_jax.models.text_encoders.qwen3 import Qwen3Config
 from cotir_jax.models.text_encoders.t5 import T5Config
 
-# Settings that must have one of these values; None: the file need not have it.
-_SETTINGS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "Qwen3": dict(
-        model_type=("qwen3",), hidden_act=("silu", None), attention_bias=(False, None),
-        use_sliding_window=(False, None), quantization_config=(None,),
-    ),
-    # mT5, UMT5 and the first T5, with its ReLU, are other models.
-    "T5": dict(
-        model_type=("t5",), feed_forward_proj=("gated-gelu",), dense_act_fn=("gelu_new", None),
-        is_gated_act=(True, None), is_decoder=(False, None), quantization_config=(None,),
-    ),
-    "CLIP": dict(
-        model_type=("clip_text_model", "clip"), hidden_act=(*ACTIVATIONS, None),
-        quantization_config=(None,),
-    ),
-}  # fmt: skip
-# Our field -> the file's.
-_SIZES: dict[str, dict[str, str]] = {
-    "Qwen3": dict(
-        vocab_size="vocab_size", hidden_size="hidden_size", mlp_size="intermediate_size",
-        num_heads="num_attention_heads", num_kv_heads="num_key_value_heads", head_dim="head_dim",
-        norm_eps="rms_norm_eps", theta="rope_theta", layers="num_hidden_layers",
-    ),
-    "T5": dict(
-        vocab_size="vocab_size", width="d_model", mlp_size="d_ff", num_heads="num_heads",
-        head_dim="d_kv", num_layers="num_layers", num_buckets="relative_attention_num_buckets",
-        max_distance="relative_attention_max_distance", norm_eps="layer_norm_epsilon",
-    ),
-    "CLIP": dict(
-        vocab_size="vocab_size", max_tokens="max_position_embeddings", hidden_size="hidden_size",
-        mlp_size="intermediate_size", num_heads="num_attention_heads",
-        num_layers="num_hidden_layers", norm_eps="layer_norm_eps",
-    ),
-}  # fmt: skip
-# What both of diffusers' autoencoders must say; then by class, our kind and what else it must say.
-_VAE_SETTINGS: dict[str, tuple[Any, ...]] = dict(
-    in_channels=(3, None), out_channels=(3, None), act_fn=("silu", None),
-    norm_num_groups=(GROUPS, None), mid_block_add_attention=(True, None),
-)  # fmt: skip
-_VAES: dict[str, tuple[str, dict[str, tuple[Any, ...]]]] = {
-    "AutoencoderKL": (
-        "flux1", dict(use_quant_conv=(False, None), use_post_quant_conv=(False, None)),
-    ),
-    "AutoencoderKLFlux2": (
-        "flux2",
-        dict(
-            use_quant_conv=(True, None), use_post_quant_conv=(True, None),
-            patch_size=([2, 2], (2, 2), None), decoder_block_out_channels=(None,),
-        ),
-    ),
-}  # fmt: skip
+# The content of `published_configs.toml`, which explains it.
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_VAES = ("AutoencoderKL", "AutoencoderKLFlux2")
 
 
-def _check(model: str, settings: Mapping[str, tuple[Any, ...]], fields: Mapping[str, Any]) -> None:
+def _check(model: str, table: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
     """Raises `ValueError` where a setting has a value that is not implemented."""
-    for name, accepted in settings.items():
+    required, optional = table.get("required", {}), table.get("optional", {})
+    for name, accepted in (required | optional).items():
         found = fields.get(name)
-        if found not in accepted:
-            known = " or ".join(repr(value) for value in accepted if value is not None)
+        found = list(found) if isinstance(found, tuple) else found
+        if found not in accepted and not (found is None and name in optional):
+            known = " or ".join(map(repr, accepted))
             raise ValueError(
                 f"config.json of the {model} has {name} {found!r}, expected {known or 'none'}: "
                 "point to the folder that belongs to the model"
@@ -85,11 +40,11 @@ def _read_encoder(name: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     float16 becomes bfloat16, because T5 overflows in float16.
     """
     encoder = f"{name} text encoder"
-    _check(encoder, _SETTINGS[name], fields)
+    _check(encoder, _TABLES[name], fields)
     # transformers before 5 writes torch_dtype.
     dtype = fields.get("dtype", fields.get("torch_dtype"))
     sizes = {}
-    for ours, theirs in _SIZES[name].items():
+    for ours, theirs in _TABLES[name]["sizes"].items():
         value = sizes[ours] = fields.get(theirs)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise ValueError(
@@ -113,9 +68,10 @@ def qwen3(fields: Mapping[str, Any], output_layers: Sequence[int] = (9, 18, 27))
     # transformers 4: rope_theta and rope_scaling; 5: both in rope_parameters.
     rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    _check("Qwen3 text encoder", {"rope_type": ("default",)}, {"rope_type": rope_type})
-    for kind in fields.get("layer_types") or ():
-        _check("Qwen3 text encoder", {"layer_types": ("full_attention",)}, {"layer_types": kind})
+    accepted = {"rope_type": ["default"], "layer_types": ["full_attention"]}
+    for kind in fields.get("layer_types") or ["full_attention"]:
+        found = {"rope_type": rope_type, "layer_types": kind}
+        _check("Qwen3 text encoder", {"required": accepted}, found)
     theta = rope.get("rope_theta", fields.get("rope_theta"))
     sizes = _read_encoder("Qwen3", {**fields, "rope_theta": theta})
     layers, last = sizes.pop("layers"), max(output_layers, default=0)
@@ -176,8 +132,8 @@ def autoencoder(fields: Mapping[str, Any]) -> AutoencoderConfig:
             name = fields.get("_class_name")
             if name not in _VAES:
                 raise ValueError(f"vae class {name!r}: accepted are {sorted(_VAES)}")
-            kind, settings = _VAES[name]
-            _check(f"{kind} vae", _VAE_SETTINGS | settings, fields)
+            kind = _TABLES[name]["kind"]
+            _check(f"{kind} vae", _TABLES[name], fields)
             names = ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor")
             widths = list(fields["block_out_channels"])
             channels = widths[0]

@@ -5,7 +5,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from cotir_jax.conversion.torch_files import Tensors, open_tensors
 
@@ -91,24 +90,6 @@ def _checkpoints(folder: Path) -> Iterator[Path]:
     for file in sorted(folder.iterdir()):
         if file.suffix in (".safetensors", ".pt", ".pth") and file.name not in listed:
             yield file
-
-
-def config_beside(tensors: Tensors) -> dict[str, Any] | None:
-    """The `config.json` in the folder of a checkpoint, None where there is none.
-
-    Raises:
-      ValueError: when it is damaged.
-    """
-    path = tensors.path.parent / "config.json"
-    if not path.is_file():
-        return None
-    try:
-        fields = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path}: damaged ({error}); fetch it again") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: damaged (no JSON object); fetch it again")
-    return fields
 
 
 def find_tokenizers(path: Path) -> dict[str, Path]:

@@ -41,7 +41,8 @@ class Streamed:
     """An array that is made a layer at a time.
 
     Attributes:
-      shape, dtype: of all layers together.
+      shape: of all layers together.
+      dtype: of all layers.
       stacked: whether the first axis counts layers.
       layer: gives layer `i`, or with 0 the array where it is not stacked. Called from
         several threads; what it gives is used before the same thread calls it again.
@@ -54,6 +55,7 @@ class Streamed:
 
     @property
     def nbytes(self) -> int:
+        """Size of all layers together."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
@@ -119,7 +121,13 @@ class _Writer(ocp.type_handlers.NumpyHandler):
             parts: list[tuple[str, list[concurrent.futures.Future[str]]]] = []
             for array, info in zip(values, infos, strict=True):
                 store = _create(Path(info.parent_dir) / info.name, array)
-                made = [pool.submit(self._write, store, array, *span) for span in _spans(array)]
+                # Layers that are written at once.
+                layers = array.shape[0] if array.shape else 1
+                step = 1 if array.stacked and array.nbytes > SMALL_BYTES else layers
+                made = [
+                    pool.submit(self._write, store, array, first, first + step)
+                    for first in range(0, layers, step)
+                ]
                 parts.append((f"{info.name} {array.dtype} {array.shape}", made))
             try:
                 for title, made in parts:
@@ -158,13 +166,6 @@ def _written(future: Any, path: Path) -> None:
         raise OSError(f"{path}: cannot be written ({reason})") from None
 
 
-def _spans(array: Streamed) -> list[tuple[int, int]]:
-    """Layers that are written at once."""
-    if not array.stacked or array.nbytes <= SMALL_BYTES:
-        return [(0, array.shape[0] if array.shape else 1)]
-    return [(i, i + 1) for i in range(array.shape[0])]
-
-
 def _files(array: Streamed) -> Iterator[Any]:
     """Slices of the rows of a layer, the last axis but one, that make a file each."""
     layer = array.shape[1:] if array.stacked else array.shape
@@ -180,14 +181,7 @@ def _create(path: Path, array: Streamed) -> Any:
     """Creates a zarr array: each file holds some rows, cut into chunks that are read separately."""
     file, chunk = storage_shapes(array)
     endian = {"name": "bytes", "configuration": {"endian": "little"}}
-    codec = {
-        "name": "sharding_indexed",
-        "configuration": {
-            "chunk_shape": chunk,
-            "codecs": [endian],
-            "index_codecs": [endian, {"name": "crc32c"}],
-        },
-    }
+    sharding = dict(chunk_shape=chunk, codecs=[endian], index_codecs=[endian, {"name": "crc32c"}])
     spec = {
         "driver": "zarr3",
         "kvstore": {"driver": "file", "path": str(path)},
@@ -196,7 +190,7 @@ def _create(path: Path, array: Streamed) -> Any:
             "data_type": array.dtype.name,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": file}},
             # Weights hardly compress: bytes as they are.
-            "codecs": [codec],
+            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
         },
         # A file at a time is three times slower than all at the end (`new_folder`).
         "context": {"file_io_sync": False},
@@ -220,7 +214,9 @@ def storage_shapes(array: Streamed) -> tuple[tuple[int, ...], tuple[int, ...]]:
     if rows > most:  # a multiple of a power of two, for chunks to fit; the last file is cut short
         rows = max(1, most - most % 64)
     files = -(-layer[-2] // rows)
-    chunk = [_part(rows, max(1, AXIS_CHUNKS // files)), _part(layer[-1], AXIS_CHUNKS)]
+    # Into a power of two of chunks each: the greatest that divides the axis.
+    row_chunks = math.gcd(rows, max(1, AXIS_CHUNKS // files))
+    chunk = [rows // row_chunks, layer[-1] // math.gcd(layer[-1], AXIS_CHUNKS)]
     outer = math.prod(layer[:-2]) * array.dtype.itemsize
     axis = 0
     while math.prod(chunk) * outer > CHUNK_BYTES and any(size % 2 == 0 for size in chunk):
@@ -228,10 +224,3 @@ def storage_shapes(array: Streamed) -> tuple[tuple[int, ...], tuple[int, ...]]:
             chunk[axis] //= 2
         axis = 1 - axis
     return leading + (*layer[:-2], rows, layer[-1]), leading + (*layer[:-2], *chunk)
-
-
-def _part(size: int, count: int) -> int:
-    """`size` over the largest power of two up to `count` that divides it."""
-    while size % count:
-        count //= 2
-    return size // count

@@ -16,14 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 # safetensors' names of dtypes -> numpy's; bfloat16 is not numpy's own.
 DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
+    **{f"F{bits}": np.dtype(f"float{bits}") for bits in (64, 32, 16)},
     "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
+    **{f"I{bits}": np.dtype(f"int{bits}") for bits in (64, 32, 16, 8)},
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
@@ -62,6 +57,7 @@ class Tensors:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each tensor by name."""
         return {name: entry.shape for name, entry in self.entries.items()}
 
     def nbytes(self, name: str) -> int:
@@ -71,6 +67,7 @@ class Tensors:
 
     @property
     def files(self) -> list[Path]:
+        """The files that hold the tensors."""
         return sorted({entry.file for entry in self.entries.values()})
 
     def read(self, name: str, buffer: np.ndarray | None = None) -> np.ndarray:
@@ -114,16 +111,17 @@ def open_tensors(path: Path) -> Tensors:
     if path.suffix == ".safetensors":
         return _open_safetensors(path)
     if path.suffix in (".pt", ".pth"):
-        return Tensors(path, _pt_entries(path))
+        names = {f"torch.{dtype.name}": name for name, dtype in DTYPES.items()}
+        entries = {}
+        for name, tensor in _load_pt(path).items():
+            dtype = str(tensor.dtype)
+            entries[name] = Entry(path, tuple(tensor.shape), names.get(dtype, dtype), None)
+        return Tensors(path, entries)
     raise ValueError(f"{path}: expected a .safetensors or .pt file")
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a small file (bfloat16 by ml_dtypes).
-
-    Raises:
-      ValueError: for a missing, damaged or unsafe file; the message names it.
-    """
+    """All tensors of a small file (bfloat16 by ml_dtypes); raises as `open_tensors` does."""
     tensors = open_tensors(path)
     return {name: tensors.read(name) for name in tensors.entries}
 
@@ -139,17 +137,10 @@ def _open_safetensors(path: Path) -> Tensors:
         raise ValueError(
             f"{path}: damaged or incomplete safetensors file ({_short(error)}); fetch it again"
         ) from None
-    metadata = header.pop("__metadata__", None)
-    start = 8 + size
-    entries = {
-        name: Entry(
-            path,
-            tuple(fields["shape"]),
-            fields["dtype"],
-            (start + fields["data_offsets"][0], start + fields["data_offsets"][1]),
-        )
-        for name, fields in header.items()
-    }
+    metadata, entries = header.pop("__metadata__", None), {}
+    for name, fields in header.items():
+        start, end = (8 + size + offset for offset in fields["data_offsets"])
+        entries[name] = Entry(path, tuple(fields["shape"]), fields["dtype"], (start, end))
     return Tensors(path, entries, metadata)
 
 
@@ -175,24 +166,19 @@ def _open_index(path: Path) -> Tensors:
     return Tensors(path, entries, metadata)
 
 
-def _pt_entries(path: Path) -> dict[str, Entry]:
-    names = {f"torch.{dtype.name}": name for name, dtype in DTYPES.items()}
-    return {
-        name: Entry(
-            path, tuple(tensor.shape), names.get(str(tensor.dtype), str(tensor.dtype)), None
-        )
-        for name, tensor in _load_pt(path).items()
-    }
-
-
-def _load_pt(path: Path) -> dict[str, Any]:
+def _torch(path: Path, doing: str, instead: str) -> Any:
+    """PyTorch; a `ValueError` that says what else to do where it is not installed."""
     try:
         import torch
     except ImportError:
         raise ValueError(
-            f"{path}: reading .pt files needs PyTorch; pip install 'cotir_jax[torch]', or pass the "
-            "same tensors as .safetensors"
+            f"{path}: {doing} .pt files needs PyTorch; pip install 'cotir_jax[torch]', or {instead}"
         ) from None
+    return torch
+
+
+def _load_pt(path: Path) -> dict[str, Any]:
+    torch = _torch(path, "reading", "pass the same tensors as .safetensors")
     try:
         # Files older than PyTorch 1.6 are no zip archives and cannot be mapped.
         mapped = zipfile.is_zipfile(path)
@@ -261,13 +247,7 @@ def write_pt(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
       ValueError: without PyTorch.
       OSError: when the file cannot be written.
     """
-    try:
-        import torch
-    except ImportError:
-        raise ValueError(
-            f"{path}: writing .pt files needs PyTorch; pip install 'cotir_jax[torch]', or export "
-            "with --format=safetensors"
-        ) from None
+    torch = _torch(path, "writing", "export with --format=safetensors")
     state = {}
     for name, tensor in tensors.items():
         if tensor.dtype == ml_dtypes.bfloat16:

@@ -42,11 +42,19 @@ class TextEncoder:
 
     Not for several threads at once.
 
-    Attributes:
-      tokenizer: of this encoder.
-      tokens: length that every text is padded or cut to.
-      width: channels of an embedding.
-      mesh: devices that hold the weights.
+    Args:
+      module: maps ids `[batch, tokens]` int32 (and a mask, same shape, bool) to embeddings
+        `[batch, tokens, width]`, or to one vector per text `[batch, width]`.
+      tokenizer: the one that the module was trained with; every text gets its number of `tokens`.
+      mesh: devices that hold the module's weights; None puts them on one device of this process,
+        so that each process encodes its own texts.
+      cache_gb: host memory for texts that are kept, the least recently used leave first. Of
+        klein-4b a text takes 512 * 7680 * 2 bytes, 8 MB.
+      uses_mask: whether the module is called with the mask.
+
+    Raises:
+      ValueError: a size out of range, more tokens than the module takes, or a tokenizer with a
+        larger vocabulary than the module's `config.vocab_size`, where it has one.
     """
 
     def __init__(
@@ -58,21 +66,6 @@ class TextEncoder:
         cache_gb: float = 1.0,
         uses_mask: bool = True,
     ):
-        """
-        Args:
-          module: maps ids `[batch, tokens]` int32 (and a mask, same shape, bool) to embeddings
-            `[batch, tokens, width]`, or to one vector per text `[batch, width]`.
-          tokenizer: the one that the module was trained with.
-          mesh: devices that hold the module's weights; None puts them on one device of this
-            process, so that each process encodes its own texts.
-          cache_gb: host memory for texts that are kept, the least recently used leave first. Of
-            klein-4b a text takes 512 * 7680 * 2 bytes, 8 MB.
-          uses_mask: whether the module is called with the mask.
-
-        Raises:
-          ValueError: a size out of range, more tokens than the module takes, or a tokenizer with a
-            larger vocabulary than the module's `config.vocab_size`, where it has one.
-        """
         if not 0 <= cache_gb < math.inf:
             raise ValueError(f"got cache_gb={cache_gb}, give 0 (keep nothing) or more")
         vocab_size = getattr(getattr(module, "config", None), "vocab_size", math.inf)

@@ -136,15 +136,19 @@ def _missing(folder: Path, kind: str) -> str:
 
 
 def _read_settings(folder: Path, kind: str) -> dict[str, Any]:
-    settings = _read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / "tokenizer_config.json")
     # As transformers: the older file counts only where the newer table is absent.
     if "added_tokens_decoder" not in settings:
-        settings |= _read_json(folder / "special_tokens_map.json")
+        settings |= read_json(folder / "special_tokens_map.json")
     return _NAMED[kind] | {name: value for name, value in settings.items() if value is not None}
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file."""
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is no file.
+
+    Raises:
+      ValueError: when it is damaged.
+    """
     if not file.is_file():
         return {}
     try:

@@ -64,21 +64,17 @@ class TextTokenizer:
     The library's tokenizer is loaded once in each process, at first use. It is not part of a
     pickle, because it would be sent to every worker.
 
-    Attributes:
-        source, tokens, kind: as given.
+    Args:
+        source: a tokenizer's folder, or a baked ``tokenizer.json``.
+        tokens: length that every text is padded or cut to.
+        kind: "minilm", "qwen3", "t5" or "clip".
+
+    Raises:
+        ValueError: an unknown kind, files that are missing, damaged, or of another model, or no
+            room for a text.
     """
 
     def __init__(self, source: Path | str, tokens: int, kind: str):
-        """
-        Args:
-            source: a tokenizer's folder, or a baked ``tokenizer.json``.
-            tokens: length that every text is padded or cut to.
-            kind: "minilm", "qwen3", "t5" or "clip".
-
-        Raises:
-            ValueError: an unknown kind, files that are missing, damaged, or of another model, or no
-                room for a text.
-        """
         self.source, self.tokens, self.kind = Path(source), tokens, kind
         # Loads it, so that errors appear here and not in a worker.
         self("")
@@ -116,7 +112,11 @@ class TextTokenizer:
 @functools.lru_cache(maxsize=8)
 def _load(source: Path, tokens: int, kind: str) -> BakedTokenizer:
     """A tokenizer with its lengths set."""
-    loaded = _read_baked(source, kind) or _read_published(source, kind)
+    loaded = _read_baked(source, kind)
+    if loaded is None:
+        from cotir_jax.text.published_tokenizer import read_tokenizer
+
+        loaded = read_tokenizer(source, kind)
     tokenizer = loaded.tokenizer
     marks = tokenizer.num_special_tokens_to_add(False)
     if tokens <= marks:
@@ -148,9 +148,3 @@ def _read_baked(source: Path, kind: str) -> BakedTokenizer | None:
             f"{source}: no readable {kind} tokenizer ({error}); convert the model again"
         ) from error
     return baked if baked.tokenizer.padding and baked.tokenizer.truncation else None
-
-
-def _read_published(source: Path, kind: str) -> BakedTokenizer:
-    from cotir_jax.text.published_tokenizer import read_tokenizer
-
-    return read_tokenizer(source, kind)

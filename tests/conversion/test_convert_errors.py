@@ -1,4 +1,4 @@
-"""Bad input to `cotir convert`: one line that names the file and the mend; nothing is written."""
+"""Bad input to `cotir convert`: one line that names file and fix; nothing is written."""
 
 import contextlib
 import io
@@ -61,8 +61,9 @@ def _fails(base: Path, tmp_path: Path, capsys, *expected: str, more: tuple[str, 
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_whole_folder_converts(source, tmp_path, capsys):
-    cli.main(_convert(source, tmp_path / "out"))
+@pytest.mark.parametrize("more", [(), ("--merge-lora",)])
+def test_a_complete_folder_converts(source, tmp_path, capsys, more):
+    cli.main(_convert(source, tmp_path / "out", *more))
     said = capsys.readouterr().out
     assert "none" not in said and "converted" in said.splitlines()[-1]
     out = tmp_path / "out"

@@ -19,10 +19,7 @@ def lora(config: CoTIRConfig) -> Table:
             rows += single_rows(config, f"{linear}.{ours}", f"single_blocks.{{}}.{linear}.{theirs}")
         rows.append(one(f"final_layer.linear.{ours}", f"final_layer.linear.{theirs}"))
         rows.append(
-            one(
-                f"final_layer.modulation.lin.{ours}",
-                f"final_layer.adaLN_modulation.1.{theirs}",
-            )
+            one(f"final_layer.modulation.lin.{ours}", f"final_layer.adaLN_modulation.1.{theirs}")
         )
     return Table(rows)
 
@@ -33,9 +30,7 @@ def cot_adapter(config: CoTIRConfig) -> Table:
         return Table([])
     rows = [
         per_layer(
-            f"cot_adapter.blocks.{ours}",
-            config.adapter_depth,
-            f"cot_adapter.decoder.{{}}.{theirs}",
+            f"cot_adapter.blocks.{ours}", config.adapter_depth, f"cot_adapter.decoder.{{}}.{theirs}"
         )
         for ours, theirs in TABLES["adapter"].items()
     ]
