@@ -25,10 +25,7 @@ PYIQA_NAMES = {
 
 
 def open_learned(column: str) -> Callable[[np.ndarray], float]:
-    """Loads one learned metric.
-
-    Args:
-        column: key of `PYIQA_NAMES`.
+    """Loads the learned metric `column`, a key of `PYIQA_NAMES`.
 
     Returns:
         A function of a uint8 `[height, width, 3]` picture; one call runs at a time.

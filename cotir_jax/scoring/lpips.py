@@ -36,14 +36,11 @@ Weights = Mapping[str, jax.Array]
 
 
 def load_lpips(files: Sequence[Path | str]) -> Weights:
-    """Reads AlexNet and the linear layers from one file or several.
+    """Reads AlexNet and the linear layers from `.pth`, `.pt` or `.safetensors` files.
 
     Names are torchvision's (`features.0.weight`) or those of LPIPS's own state dict
     (`net.slice1.0.weight`) for AlexNet, and `lin0.model.1.weight` or `lins.0.model.1.weight` for
     the linear layers; other tensors in the files (AlexNet's classifier) are ignored.
-
-    Args:
-      files: `.pth`, `.pt` or `.safetensors`.
 
     Returns:
       "kernel0", "bias0", ... "linear0", ...; kernels `[height, width, in, out]`, linear layers
