@@ -77,23 +77,26 @@ class Restorer(LoadedModel):
         picture: Picture,
         prompt: str = DEFAULT_PROMPT,
         *,
+        num_steps: int | None = None,
+        seed: int = 0,
+        tile: int | None = None,
+        explain: bool = False,
+        match_colour: bool = False,
         progress: Progress | None = None,
-        **options: Any,
     ) -> Restored:
         """Restores one picture at its own size.
 
         Args:
           picture: a file, its bytes, a Pillow picture, a `Photo`, or an array uint8 or uint16
             `[height, width, 3]` (also `[height, width]`, or with alpha `[height, width, 4]`).
-          prompt: what is wrong with it, in words.
+          prompt, num_steps, seed, tile, explain, match_colour: fields of `RestoreOptions`.
           progress: called with how many of how many calls of the program are done.
-          options: the other fields of `RestoreOptions`.
 
         Raises:
           ValueError: for an unreadable picture, another shape or dtype, or an impossible tile.
         """
-        chosen = RestoreOptions(prompt, **options)
-        return self.restore_group([as_photo(picture)], None, chosen, progress)[0]
+        options = RestoreOptions(prompt, num_steps, seed, tile, explain, match_colour)
+        return self.restore_group([as_photo(picture)], None, options, progress)[0]
 
     def batch(
         self,
