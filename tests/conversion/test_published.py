@@ -226,7 +226,7 @@ def test_reference_cache_restores(converted, tmp_path):
 def test_published_models_explain(converted, model, tmp_path, monkeypatch):
     """Random weights say nothing, but in the right form, and the read-out is kept."""
     fit = functools.partial(read_out.fit_read_out, per_name=1)
-    monkeypatch.setattr(explainer.phrase_bank, "fit_read_out", fit)
+    monkeypatch.setattr(explainer, "fit_read_out", fit)
     folder = _changed(converted[model], tmp_path / "model")
     thoughts = Restorer.load(folder)(_picture(), PROMPT, explain=True).thoughts
     assert len(thoughts.degradations) == 19 and not thoughts.calibrated and thoughts.plan
