@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grain
@@ -16,9 +16,9 @@ from absl import flags
 from cotir_jax.data.fresh_samples import FreshSamples
 from cotir_jax.data.mixing import locate, shares_of
 from cotir_jax.data.prompts import check_vague_schedule, choose_prompt, vague_probability
-from cotir_jax.data.samples import CorruptSample, Texts, crop_pair, read_texts
+from cotir_jax.data.samples import CorruptSample, crop_pair, read_texts
 from cotir_jax.data.shard_index import ShardIndex
-from cotir_jax.text.tokenizer import TextTokenizer, Tokens
+from cotir_jax.text.tokenizer import TextTokenizer
 
 _CROPS = 3  # see mixing.py
 _MAX_CORRUPT_SHARE = 0.01
@@ -92,16 +92,9 @@ def stage_batches(
     begin = stage.first_step if first_step is None else first_step
     _check_sizes(stage, seed, rows, begin, num_workers, num_threads)
     reader = _SampleReader(
-        index=index,
-        stage=stage,
-        seed=seed,
-        tokenizer=tokenizer,
-        pooled_tokenizer=pooled_tokenizer,
-        vague_schedule=tuple(vague_schedule),
-        shares=shares_of(index.degradations, shares),
-        rows=rows,
-        first_sample=first_sample,
-    )
+        index, stage, seed, tokenizer, pooled_tokenizer, tuple(vague_schedule),
+        shares_of(index.degradations, shares), rows, first_sample,
+    )  # fmt: skip
     _allow_unparsed_flags()
     positions = [(step - stage.first_step) * len(rows) for step in (begin, stage.end_step)]
     # Stacked before to_iter_dataset, so that workers share complete batches between them: stacked
@@ -117,12 +110,7 @@ def stage_batches(
 
 
 def _check_sizes(
-    stage: Stage,
-    seed: int,
-    rows: tuple[int, ...],
-    first_step: int,
-    num_workers: int,
-    num_threads: int,
+    stage: Stage, seed: int, rows: tuple[int, ...], first_step: int, workers: int, threads: int
 ) -> None:
     if seed < 0:
         raise ValueError(f"config.seed is {seed}; expected 0 or more")
@@ -132,10 +120,10 @@ def _check_sizes(
         raise ValueError(f"got rows {rows}, expected some of 0 to {stage.batch_size - 1}")
     if not stage.first_step <= first_step < stage.end_step:
         raise ValueError(f"got first step {first_step}, expected one of {stage}")
-    if num_workers < 0 or num_threads < 1:
+    if workers < 0 or threads < 1:
         raise ValueError(
-            f"config.data.workers={num_workers}, config.data.threads={num_threads}; expected 0 or "
-            "more workers and 1 or more threads"
+            f"config.data.workers={workers}, config.data.threads={threads}; expected 0 or more "
+            "workers and 1 or more threads"
         )
 
 
@@ -166,7 +154,7 @@ def _end_with_parent() -> None:
 class _SampleReader:
     """Position in these rows of a stage -> sample, as a dict of arrays."""
 
-    index: ShardIndex
+    index: ShardIndex | FreshSamples
     stage: Stage
     seed: int
     tokenizer: TextTokenizer
@@ -175,28 +163,24 @@ class _SampleReader:
     shares: tuple[int, ...]
     rows: tuple[int, ...]
     first_sample: int
-
-    def __post_init__(self) -> None:
-        self._named: set[int] = set()
+    warned: set[int] = field(default_factory=set)  # in each process
 
     def __call__(self, position: int) -> dict[str, Any]:
         step, place = divmod(int(position), len(self.rows))
         number = self.first_sample + step * self.stage.batch_size + self.rows[place]
-        degradation, place = locate(
-            number, seed=self.seed, counts=self.index.counts, shares=self.shares
-        )
+        counts = self.index.counts
+        degradation, place = locate(number, seed=self.seed, counts=counts, shares=self.shares)
         start, end = self.index.ranges[degradation].tolist()
         for skipped in range(end - start):
             sample = start + (place + skipped) % (end - start)
             try:
                 out = self._read(sample, number, degradation, self.stage.first_step + step)
             except CorruptSample as error:
-                self._warn(sample, error)
+                if sample not in self.warned:
+                    self.warned.add(sample)
+                    _log.warning("corrupt sample skipped: %s: %s", self.index.name(sample), error)
                 continue
-            return out | {
-                "group": np.array(degradation, np.int32),
-                "corrupt": np.array(skipped, np.int32),
-            }
+            return out | {"group": np.int32(degradation), "corrupt": np.int32(skipped)}
         raise ValueError(
             f"{self.index.folder / self.index.degradations[degradation]}: all {end - start} "
             "samples are corrupt; fetch its shards again or remove the folder"
@@ -221,26 +205,15 @@ class _SampleReader:
             jpeg_type=texts.jpeg_type,
             vague=vague_probability(self.vague_schedule, step),
         )
-        return {"lq": lq_patch, "hq": hq_patch, **self._tokens(prompt, texts)}
-
-    def _tokens(self, prompt: str, texts: Texts) -> dict[str, Tokens]:
-        out = dict(
-            zip(
-                ("prompt", "scene", "degradation", "plan"),
-                map(self.tokenizer, (prompt, *texts.thoughts)),
-                strict=True,
-            )
-        )
+        out: dict[str, Any] = {"lq": lq_patch, "hq": hq_patch}
+        names = ("prompt", "scene", "degradation", "plan")
+        out |= zip(names, map(self.tokenizer, (prompt, *texts.thoughts)), strict=True)
         if self.pooled_tokenizer is not None:
             out["pooled"] = self.pooled_tokenizer(prompt)
         return out
 
-    def _warn(self, sample: int, error: CorruptSample) -> None:
-        if sample not in self._named:  # once in each process
-            self._named.add(sample)
-            _log.warning("corrupt sample skipped: %s: %s", self.index.name(sample), error)
 
-
+@dataclass
 class CorruptCounter:
     """Adds up the batches' ``corrupt`` and stops a run on too many.
 
@@ -249,12 +222,11 @@ class CorruptCounter:
         corrupt: those of them that were corrupt.
     """
 
-    def __init__(self, seen: int = 0, corrupt: int = 0) -> None:
-        self.seen = seen
-        self.corrupt = corrupt
+    seen: int = 0
+    corrupt: int = 0
 
-    def add(self, corrupt: Any) -> None:
-        """Count a batch.
+    def add(self, corrupt: np.ndarray) -> None:
+        """Counts a batch.
 
         Args:
             corrupt: int32 ``[b]``.
@@ -266,13 +238,10 @@ class CorruptCounter:
         self.corrupt += skipped
         self.seen += skipped + len(corrupt)
         if self.seen >= _SAMPLES_BEFORE_ERROR:
-            self._check()
+            self.finish()
 
     def finish(self) -> None:
-        """Raise ValueError where more than 1 % of all samples were corrupt, however few."""
-        self._check()
-
-    def _check(self) -> None:
+        """Raises ValueError where more than 1 % of all samples were corrupt, however few."""
         if self.corrupt > _MAX_CORRUPT_SHARE * self.seen:
             raise ValueError(
                 f"{self.corrupt} of {self.seen} samples were corrupt, more than 1 %; the log "

@@ -87,6 +87,7 @@ def choose_prompt(
 
     Args:
         rng: decides everything.
+        prompts: lines to draw from.
         degradation: the sample's degradation folder.
         questions: its own vague and precise question.
         jpeg_type: the JPEG type whose prompt file stands in for the degradation's, if any.

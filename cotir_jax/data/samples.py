@@ -1,7 +1,9 @@
 """One sample: bytes from a shard in, cropped pictures and texts out."""
 
+import contextlib
 import io
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,7 +75,10 @@ def crop_pair(
         ValueError: they are smaller than the patch.
     """
     pictures = {"lq.png": lq, "hq.png": hq}
-    images = [_open(name, data) for name, data in pictures.items()]
+    images = []
+    for name, data in pictures.items():
+        with _corrupt_if_unreadable(name):
+            images.append(Image.open(io.BytesIO(data)))
     width, height = images[0].size
     if images[1].size != (width, height):
         other = "x".join(map(str, images[1].size))
@@ -88,29 +93,23 @@ def crop_pair(
     top = int(rng.integers(height - patch_size + 1))
     mirror = rng.random() < 0.5
     box = (left, top, left + patch_size, top + patch_size)
-    lq_patch, hq_patch = (
-        _crop(image, name, data, box, mirror)
-        for image, (name, data) in zip(images, pictures.items(), strict=True)
-    )
-    return lq_patch, hq_patch
+    patches = []
+    for image, (name, data) in zip(images, pictures.items(), strict=True):
+        with _corrupt_if_unreadable(name):
+            if image.mode != "RGB" or "transparency" in image.info:
+                image = Image.fromarray(load_picture(data, name))
+            # Cut and mirrored before the copy to numpy: load_picture's copies of the complete
+            # picture take a third as long as decoding it, and numpy is slow at stacking mirrored
+            # pixels.
+            patch = image.crop(box)
+            patch = patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else patch
+            patches.append(np.asarray(patch))
+    return patches[0], patches[1]
 
 
-def _open(name: str, data: bytes) -> Image.Image:
+@contextlib.contextmanager
+def _corrupt_if_unreadable(name: str) -> Iterator[None]:
     try:
-        return Image.open(io.BytesIO(data))
-    except _READ_ERRORS as error:
-        raise CorruptSample(f"{name}: {files.one_line(error)}") from error
-
-
-def _crop(
-    image: Image.Image, name: str, data: bytes, box: tuple[int, int, int, int], mirror: bool
-) -> np.ndarray:
-    try:
-        if image.mode != "RGB" or "transparency" in image.info:
-            image = Image.fromarray(load_picture(data, name))
-        # Cut and mirrored before the copy to numpy: load_picture's copies of the complete picture
-        # take a third as long as decoding it, and numpy is slow at stacking mirrored pixels.
-        patch = image.crop(box)
-        return np.asarray(patch.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if mirror else patch)
+        yield
     except _READ_ERRORS as error:
         raise CorruptSample(f"{name}: {files.one_line(error)}") from error

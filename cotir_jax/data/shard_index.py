@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -56,9 +56,9 @@ class ShardIndex:
     sizes: np.ndarray
     ranges: np.ndarray
 
-    @staticmethod
-    def build(data_dir: Path | str) -> "ShardIndex":
-        """Load the index of a CoTIR-Bench folder, or make it and keep it next to the shards.
+    @classmethod
+    def build(cls, data_dir: Path | str) -> Self:
+        """Loads the index of a CoTIR-Bench folder, or makes it and keeps it next to the shards.
 
         It is made again when a shard's name, size or time of change differs. Where the
         folder cannot be written, the index stays in memory.
@@ -73,26 +73,28 @@ class ShardIndex:
         """
         root, folder = _layout(Path(data_dir))
         if is_data_set(root):
-            return _of_records(root)
-        files = _find_shards(folder)
-        degradations = tuple(sorted({path.parent.name for path in files}))
+            return cls._of_records(root)
+        paths = _find_shards(folder)
+        degradations = tuple(sorted({path.parent.name for path in paths}))
         prompts = load_prompts(root, degradations)
         known: list[list[Any]] = [
             [path.relative_to(folder).as_posix(), stat.st_size, stat.st_mtime_ns]
-            for path in files
+            for path in paths
             for stat in [path.stat()]
         ]
         cache = folder / INDEX_FILE
-        arrays, problems = _load(cache, known) or _scan(files, cache, known)
+        arrays, problems = _load(cache, known) or _scan(paths, cache, known)
         for name, problem in problems:
             _log.warning("%s: %s; only its complete samples are used", folder / name, problem)
-        index = ShardIndex(
+        of_shard = np.array([degradations.index(path.parent.name) for path in paths])
+        counts = np.bincount(of_shard[arrays["shard"]], minlength=len(degradations))
+        index = cls(
             folder=folder,
             degradations=degradations,
             prompts=prompts,
             shards=tuple(name for name, _, _ in known),
             truncated=tuple(name for name, _ in problems),
-            ranges=_ranges(files, degradations, arrays["shard"]),
+            ranges=_ranges(counts),
             **arrays,
         )
         index._check_samples()
@@ -103,8 +105,8 @@ class ShardIndex:
         """Samples of each degradation, incomplete ones included."""
         return tuple(int(end - start) for start, end in self.ranges)
 
-    def split(self, held_out: int) -> tuple["ShardIndex", "ShardIndex | None"]:
-        """Separate the last ``held_out`` samples of each degradation.
+    def split(self, held_out: int) -> tuple[Self, Self | None]:
+        """Separates the last ``held_out`` samples of each degradation.
 
         Returns:
             The index without them, and the index of only them (None for 0).
@@ -139,14 +141,11 @@ class ShardIndex:
         if min(sizes) < 0:
             return None
         # Opened each time: a pool of descriptors would outgrow the limit on thousands of shards.
-        descriptor = os.open(self._path(sample), os.O_RDONLY)
-        try:
+        with open(self._path(sample), "rb", buffering=0) as stream:
             lq, hq, meta = (
-                os.pread(descriptor, size, offset)
+                os.pread(stream.fileno(), size, offset)
                 for size, offset in zip(sizes, self.offsets[sample].tolist(), strict=True)
             )
-        finally:
-            os.close(descriptor)
         return (lq, hq, meta) if [len(lq), len(hq), len(meta)] == sizes else None
 
     def name(self, sample: int) -> str:
@@ -174,27 +173,18 @@ class ShardIndex:
                     f"(<key>.{', <key>.'.join(FIELDS)}); fetch them again or remove the folder"
                 )
 
-
-def _of_records(folder: Path) -> ShardIndex:
-    info = read_info(folder)
-    counts = dict(sorted(info["counts"]["train"].items()))
-    if (folder / "prompts").is_dir():
-        prompts = load_prompts(folder, tuple(counts))
-    else:
-        lines = {name: tuple(lines) for name, lines in info["prompts"].items()}
-        prompts = Prompts(lines.pop(VAGUE_FILE), lines)
-    ends = np.cumsum(list(counts.values()))
-    return ShardIndex(
-        folder=folder,
-        degradations=tuple(counts),
-        prompts=prompts,
-        shards=(),
-        truncated=(),
-        shard=np.zeros(0, np.int32),
-        offsets=np.zeros((0, len(FIELDS)), np.int64),
-        sizes=np.zeros((0, len(FIELDS)), np.int32),
-        ranges=np.stack([ends - list(counts.values()), ends], axis=1),
-    )
+    @classmethod
+    def _of_records(cls, folder: Path) -> Self:
+        info = read_info(folder)
+        counts = dict(sorted(info["counts"]["train"].items()))
+        if (folder / "prompts").is_dir():
+            prompts = load_prompts(folder, tuple(counts))
+        else:
+            lines = {name: tuple(lines) for name, lines in info["prompts"].items()}
+            prompts = Prompts(lines.pop(VAGUE_FILE), lines)
+        none = np.zeros((0, len(FIELDS)), np.int32)
+        ranges = _ranges(np.array(list(counts.values())))
+        return cls(folder, tuple(counts), prompts, (), (), none[:, 0], none, none, ranges)
 
 
 def _layout(data_dir: Path) -> tuple[Path, Path]:
@@ -211,20 +201,20 @@ def _layout(data_dir: Path) -> tuple[Path, Path]:
 
 
 def _find_shards(folder: Path) -> list[Path]:
-    files = sorted(
+    paths = [
         path
         for path in folder.glob("*/*.tar")
         if not path.name.startswith(".")
         and not path.parent.name.startswith(".")
         and path.parent.name not in _NOT_DEGRADATIONS
-    )
-    if not files:
+    ]
+    if not paths:
         raise ValueError(
             f"{folder}: no shards (<degradation>/*.tar); set config.data.dir to a CoTIR-Bench "
             "folder (`cotir bench build` makes one)"
         )
     # By degradation first: the samples of one are then neighbours in the index.
-    return sorted(files, key=lambda path: (path.parent.name, path.name))
+    return sorted(paths, key=lambda path: (path.parent.name, path.name))
 
 
 _Found = tuple[dict[str, np.ndarray], list[list[str]]]
@@ -242,14 +232,14 @@ def _load(cache: Path, known: list[list[Any]]) -> _Found | None:
         return None
 
 
-def _scan(files: list[Path], cache: Path, known: list[list[Any]]) -> _Found:
-    """Read every shard's headers and keep the result in ``cache``."""
-    _log.info("indexing %d shards in %s", len(files), cache.parent)
-    with ThreadPoolExecutor(min(16, len(files))) as pool:  # waiting for storage overlaps
-        scanned = list(pool.map(_scan_shard, files))
+def _scan(paths: list[Path], cache: Path, known: list[list[Any]]) -> _Found:
+    """Reads every shard's headers and keeps the result in ``cache``."""
+    _log.info("indexing %d shards in %s", len(paths), cache.parent)
+    with ThreadPoolExecutor(min(16, len(paths))) as pool:  # waiting for storage overlaps
+        scanned = list(pool.map(_scan_shard, paths))
     places = np.array([row for rows, _ in scanned for row in rows], np.int64).reshape(-1, 3, 2)
     arrays = {
-        "shard": np.repeat(np.arange(len(files)), [len(rows) for rows, _ in scanned]).astype("i4"),
+        "shard": np.repeat(np.arange(len(paths)), [len(rows) for rows, _ in scanned]).astype("i4"),
         "offsets": places[..., 0].copy(),
         "sizes": places[..., 1].astype(np.int32),
     }
@@ -259,7 +249,11 @@ def _scan(files: list[Path], cache: Path, known: list[list[Any]]) -> _Found:
         if problem
     ]
     header = json.dumps({"format": _FORMAT, "shards": known, "problems": problems}).encode()
-    _keep(cache, np.frombuffer(header, np.uint8), arrays)
+    try:
+        with files.atomic_path(cache) as temporary, open(temporary, "wb") as stream:
+            np.savez(stream, header=np.frombuffer(header, np.uint8), **arrays)
+    except OSError as error:
+        _log.warning("%s cannot be written (%s); the index stays in memory", cache, error)
     return arrays, problems
 
 
@@ -295,22 +289,6 @@ def _scan_shard(path: Path) -> tuple[list[list[tuple[int, int]]], str]:
     return rows, "" if mark == bytes(_BLOCK) else "truncated shard (no end-of-archive mark)"
 
 
-def _keep(cache: Path, header: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
-    try:
-        with files.atomic_path(cache) as temporary, open(temporary, "wb") as stream:
-            np.savez(
-                stream,
-                header=header,
-                shard=arrays["shard"],
-                offsets=arrays["offsets"],
-                sizes=arrays["sizes"],
-            )
-    except OSError as error:
-        _log.warning("%s cannot be written (%s); the index stays in memory", cache, error)
-
-
-def _ranges(files: list[Path], degradations: tuple[str, ...], shard: np.ndarray) -> np.ndarray:
-    of_shard = np.array([degradations.index(path.parent.name) for path in files])
-    counts = np.bincount(of_shard[shard], minlength=len(degradations))
+def _ranges(counts: np.ndarray) -> np.ndarray:
     ends = np.cumsum(counts)
     return np.stack([ends - counts, ends], axis=1)

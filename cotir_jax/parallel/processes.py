@@ -4,8 +4,6 @@ Every process runs the same program. Only process 0 writes what is not an array:
 files, pictures, results; arrays are saved by all together.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ipaddress
 import itertools
@@ -15,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,14 +67,12 @@ def find_place(
     Raises:
       ValueError: some of the three are given and others not, or they are impossible.
     """
-    given: dict[str, Any] = {
-        "--coordinator": coordinator,
-        "--num_processes": num_processes,
-        "--process_id": process_id,
-    }
+    names = ("coordinator", "num_processes", "process_id")
+    flags = (coordinator, num_processes, process_id)
+    given: dict[str, Any] = {f"--{name}": value for name, value in zip(names, flags, strict=True)}
     if all(value is None for value in given.values()):
-        names = ("COTIR_COORDINATOR", "COTIR_NUM_PROCESSES", "COTIR_PROCESS_ID")
-        given = {name: environment.get(name) or None for name in names}
+        variables = [f"COTIR_{name.upper()}" for name in names]
+        given = {variable: environment.get(variable) or None for variable in variables}
     if all(value is None for value in given.values()):
         return None
     missing = [name for name, value in given.items() if value is None]
@@ -118,7 +114,7 @@ def initialize(place: Place | None) -> None:
                 coordinator_bind_address=place.coordinator if _is_loopback(place) else None,
                 **timeouts,
             )
-        elif place is None and (_slurm_processes(os.environ) > 1 or _has_tpu()):
+        elif place is None and (_slurm_processes() > 1 or _has_tpu()):
             jax.distributed.initialize(**timeouts)
     except Exception as error:  # of many kinds
         reason = files.one_line(error, 300)
@@ -128,8 +124,7 @@ def initialize(place: Place | None) -> None:
             "--process_id"
         ) from None
     if jax.process_count() > 1:
-        handler = absl_logging.get_absl_handler()
-        handler.setFormatter(_Numbered(jax.process_index()))
+        absl_logging.get_absl_handler().setFormatter(_Numbered())
         # JAX aborts this process when another has died, and says so: a Python stack below that
         # would only hide it.
         signal.signal(signal.SIGABRT, signal.SIG_IGN)
@@ -178,29 +173,16 @@ def own_rows(size: int, sharding: NamedSharding) -> list[int]:
     return sorted({row for index in held if index for row in range(size)[index[0]]})
 
 
-def place_rows(tree: Any, rows: list[int], size: int, sharding: NamedSharding) -> Any:
+def place_rows(tree: Any, size: int, sharding: NamedSharding) -> Any:
     """Makes arrays over the complete mesh from the rows that each process has.
 
     Args:
-      tree: pytree of arrays `[rows, ...]` of this process.
-      rows: which rows of the batch they are, from `own_rows`.
+      tree: pytree of arrays `[rows, ...]` of this process: those of `own_rows`, or all.
       size: rows of the batch.
       sharding: of the batch.
     """
-
-    def part(array: np.ndarray) -> Callable[[Any], np.ndarray]:
-        def read(index: tuple[slice, ...]) -> np.ndarray:
-            wanted = range(size)[index[0]]
-            # Rows of a device are neighbours, also among those of this process.
-            start = rows.index(wanted[0])
-            return array[start : start + len(wanted)]
-
-        return read
-
-    return jax.tree.map(
-        lambda array: jax.make_array_from_callback((size, *array.shape[1:]), sharding, part(array)),
-        tree,
-    )
+    place = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda array: place(sharding, array, (size, *array.shape[1:])), tree)
 
 
 class StopRequest:
@@ -256,12 +238,8 @@ def leaving_together() -> Iterator[None]:
 class _Numbered(absl_logging.PythonFormatter):
     """absl's log lines, with the process's number in front."""
 
-    def __init__(self, process: int):
-        super().__init__()
-        self._process = process
-
     def format(self, record: logging.LogRecord) -> str:
-        return f"[process {self._process}] {super().format(record)}"
+        return f"[process {jax.process_index()}] {super().format(record)}"
 
 
 def _is_loopback(place: Place) -> bool:
@@ -272,10 +250,10 @@ def _is_loopback(place: Place) -> bool:
         return host == "localhost"
 
 
-def _slurm_processes(environment: Mapping[str, str]) -> int:
+def _slurm_processes() -> int:
     """Processes that `srun` started; 1 in the batch script itself."""
-    started = "SLURM_STEP_NODELIST" in environment and "SLURM_PROCID" in environment
-    return int(environment.get("SLURM_NTASKS", 1)) if started else 1
+    started = {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= os.environ.keys()
+    return int(os.environ.get("SLURM_NTASKS", 1)) if started else 1
 
 
 def _has_tpu() -> bool:

@@ -4,8 +4,6 @@ Parameters carry logical axis names (`out_sharding` metadata); the rules map tho
 `data`, `fsdp` and `tensor`. The same program runs on one device and on many.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -97,38 +95,24 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:
     variables = [variable for variable in variables if jax.tree.leaves(variable)]
     with nnx.logical_axis_rules(tuple((logical, axis) for logical, axis in rules)):
         specs = nnx.get_partition_spec(variables)
-    is_spec = lambda x: isinstance(x, PartitionSpec)  # noqa: E731
-    flat_specs = jax.tree.leaves(specs, is_leaf=is_spec)
+    flat_specs = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
     leaves, structure = jax.tree.flatten(tree)
     spread = any(axis == "fsdp" for _, axis in rules)
     placed = []
     for spec, leaf in zip(flat_specs, leaves, strict=True):
+        shape = leaf.shape
         # The autoencoder's have no logical axes.
-        spec = PartitionSpec(*spec, *[None] * (len(leaf.shape) - len(spec)))
-        spec = _divisible(spec, leaf.shape, mesh)
-        if spread and leaf.dtype.itemsize * math.prod(leaf.shape) >= LARGE:
-            spec = _spread(spec, leaf.shape, mesh)
-        placed.append(NamedSharding(mesh, spec))
+        axes = [
+            axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
+            for axis, size in zip([*spec, *[None] * len(shape)], shape, strict=False)
+        ]
+        if spread and "fsdp" not in axes and leaf.dtype.itemsize * math.prod(shape) >= LARGE:
+            for axis in range(max(0, len(shape) - 2), len(shape)):
+                if axes[axis] is None and shape[axis] % mesh.shape["fsdp"] == 0:
+                    axes[axis] = "fsdp"
+                    break
+        placed.append(NamedSharding(mesh, PartitionSpec(*axes)))
     return jax.tree.unflatten(structure, placed)
-
-
-def _spread(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Splits over `fsdp` along a free axis of the matrix (the last two), unless it is already."""
-    axes = list(spec)
-    if "fsdp" not in axes:
-        for axis in range(max(0, len(shape) - 2), len(shape)):
-            if axes[axis] is None and shape[axis] % mesh.shape["fsdp"] == 0:
-                axes[axis] = "fsdp"
-                break
-    return PartitionSpec(*axes)
-
-
-def _divisible(spec: PartitionSpec, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    axes = [
-        axis if axis in mesh.shape and size % mesh.shape[axis] == 0 else None
-        for axis, size in zip(spec, shape, strict=False)
-    ]
-    return PartitionSpec(*axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -155,16 +139,15 @@ def keep_batch_split(tree: Any) -> Any:
     Args:
       tree: pytree of arrays `[batch, ...]` or `[batch, rows, channels]`.
     """
-    parts = batch_parts()
     tensor = jax.sharding.get_abstract_mesh().shape.get("tensor", 1)
 
     def keep(x: jax.Array) -> jax.Array:
-        if parts * tensor == 1 or x.ndim < 2 or x.shape[0] % parts:
+        if x.ndim < 2:
             return x
         rest: list[Any] = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
         if tensor > 1 and x.ndim == 3 and x.shape[1] % tensor == 0:
             rest[0] = "tensor"
-        return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
+        return _constrain(x, *rest)
 
     return jax.tree.map(keep, tree)
 
@@ -176,10 +159,14 @@ def keep_samples_whole(x: jax.Array) -> jax.Array:
     places or channels, and then gets the gradient of kernels that are split over `fsdp` wrong.
     Without a mesh in force, or for a batch that does not divide over it, nothing changes.
     """
+    return _constrain(x)
+
+
+def _constrain(x: jax.Array, *rest: Any) -> jax.Array:
     parts = batch_parts()
     if parts * jax.sharding.get_abstract_mesh().shape.get("tensor", 1) == 1 or x.shape[0] % parts:
         return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES))
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(BATCH_AXES, *rest))
 
 
 def in_rounds(function: Callable[[Any], jax.Array], tree: Any, most: int) -> jax.Array:

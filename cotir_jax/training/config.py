@@ -1,14 +1,13 @@
 """A run as its config describes it: read once, and checked before anything is built."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -23,6 +22,9 @@ from cotir_jax.training.settings import TrainSettings
 # Sections and fields of the config that may change when a run is continued.
 FREE_SECTIONS = ("log", "profile", "checkpoint", "evaluate", "mesh", "sharding_rules")
 FREE_FIELDS = ("data.workers", "data.threads", "data.text_cache_gb")
+_CHOICES = {"text_encoders": ("ahead", "in_step"), "optimizer": ("adamw", "muon")}
+# Sections that a run keeps as they are.
+_SECTIONS = ("data", "bench", "log", "profile", "checkpoint", "evaluate")
 # Fields of `config.bench` that name folders; empty: none.
 _FOLDERS = ("photos", "test_photos", "depth", "rain_masks", "snow_masks")
 
@@ -63,7 +65,7 @@ class Run:
     recorded: Mapping[str, Any]
 
     @classmethod
-    def read(cls, config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Run:
+    def read(cls, config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Self:
         """Reads and checks a config.
 
         Args:
@@ -74,22 +76,26 @@ class Run:
         Raises:
           ValueError: naming the field and what is accepted.
         """
-        sections = ("data", "bench", "log", "profile", "checkpoint", "evaluate")
+        named = {"scratch": None, "package": model_folder.PACKAGED / config.model.name}
         run = cls(
             model=presets.preset(config.model.name, config.model.overrides),
             mesh=make_mesh(dict(config.mesh), devices),
             rules=tuple(config.sharding_rules),
             seed=config.seed,
-            init=_init_folder(config),
+            init=named[config.init] if config.init in named else Path(config.init),
             settings=TrainSettings.read(config),
             per_degradation=config.constraints.per_degradation,
             stages=tuple(read_stages(config)),
             texts_in_step=config.train.text_encoders == "in_step",
-            **{name: FrozenConfigDict(config[name]) for name in sections},
+            **{name: FrozenConfigDict(config[name]) for name in _SECTIONS},
             recorded=json.loads(config.to_json_best_effort()),
         )
-        _check_choice("text_encoders", config.train.text_encoders, ("ahead", "in_step"))
-        _check_choice("optimizer", run.settings.optimizer, ("adamw", "muon"))
+        for name, (one, other) in _CHOICES.items():
+            if config.train[name] not in (one, other):
+                raise ValueError(
+                    f"config.train.{name}={config.train[name]!r}: accepted are {one!r} and "
+                    f"{other!r}"
+                )
         run._check_stages()
         if run.settings.initial_multiplier < 0:
             raise ValueError(
@@ -119,12 +125,9 @@ class Run:
     def step_flops(self, stage: Stage) -> dict[str, flops.Work]:
         """FLOPs of a step of all devices together, by part."""
         return flops.training_step(
-            self.model,
-            stage.batch_size,
-            stage.patch_size,
-            trainable=self.settings.trainable,
-            text_encoders=self.texts_in_step,
-        )
+            self.model, stage.batch_size, stage.patch_size,
+            trainable=self.settings.trainable, text_encoders=self.texts_in_step,
+        )  # fmt: skip
 
     def _check_stages(self) -> None:
         parts = self.mesh.shape["data"] * self.mesh.shape["fsdp"] * self.settings.accumulate
@@ -197,7 +200,8 @@ def check_workdir(run: Run, workdir: Path) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        ours, theirs = _flat(run.recorded), _flat(json.loads(path.read_text()))
+        recorded = run.recorded, json.loads(path.read_text())
+        ours, theirs = (flatten_dict(config, sep=".") for config in recorded)
         names = [
             name
             for name in sorted(ours.keys() | theirs.keys())
@@ -216,24 +220,3 @@ def check_workdir(run: Run, workdir: Path) -> None:
     if processes.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(run.recorded, indent=1, sort_keys=True) + "\n")
-
-
-def _init_folder(config: ConfigDict) -> Path | None:
-    named = {"scratch": None, "package": model_folder.PACKAGED / config.model.name}
-    return named[config.init] if config.init in named else Path(config.init)
-
-
-def _check_choice(name: str, value: str, accepted: tuple[str, str]) -> None:
-    if value not in accepted:
-        one, other = map(repr, accepted)
-        raise ValueError(f"config.train.{name}={value!r}: accepted are {one} and {other}")
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -3,8 +3,6 @@
 A hook is called with every finished step.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -62,10 +60,8 @@ class Progress:
 
     def __init__(self, step: int, steps: int, every: int):
         self._every, self._first = every, processes.is_first()
-        self._bar = tqdm(
-            total=steps, initial=step, unit="step", mininterval=1,
-            disable=None if self._first else True,
-        )  # fmt: skip
+        hidden = None if self._first else True  # None: unless on a terminal
+        self._bar = tqdm(total=steps, initial=step, unit="step", mininterval=1, disable=hidden)
         self._steps = steps
 
     def show(self, step: int, metrics: Mapping[str, float]) -> None:

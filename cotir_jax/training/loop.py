@@ -1,7 +1,5 @@
 """The training loop: stages of steps, with hooks after each step."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable, Generator, Sequence
@@ -65,9 +63,8 @@ def train(
     text = load_text_encoders(run.init, run.model, run.mesh, run.rules, run.data.text_cache_gb)
     with jax.set_mesh(run.mesh), ExitStack() as stack:
         frozen, state, placement = create_state(run, run.groups(len(index.degradations)))
-        checkpoints = stack.enter_context(
-            closing(TrainingCheckpoints(workdir / "checkpoints", run.checkpoint.keep))
-        )
+        closed = lambda opened: stack.enter_context(closing(opened))  # noqa: E731
+        checkpoints = closed(TrainingCheckpoints(workdir / "checkpoints", run.checkpoint.keep))
         corrupt = CorruptCounter()
         first = checkpoints.latest_step()
         if first is not None:
@@ -75,16 +72,14 @@ def train(
             corrupt = CorruptCounter(**checkpoints.restore_samples(first))
             _log.info("continuing from step %d", first)
         stop = processes.StopRequest()
-        speed = stack.enter_context(closing(Throughput(list(run.mesh.devices.flat))))
-        progress = stack.enter_context(closing(Progress(first or 0, run.steps, run.log.every)))
-        files = stack.enter_context(closing(MetricFiles(workdir, processes.is_first())))
+        speed = closed(Throughput(list(run.mesh.devices.flat)))
+        progress = closed(Progress(first or 0, run.steps, run.log.every))
+        files = closed(MetricFiles(workdir, processes.is_first()))
         at = run.profile.at if processes.is_first() else 0
-        profile = stack.enter_context(closing(Profile(workdir / "profile", at, run.profile.steps)))
+        profile = closed(Profile(workdir / "profile", at, run.profile.steps))
         _describe(state, files)
         metrics = StepMetrics(run, files, speed, progress)
-        validation = None
-        if held_out is not None:
-            validation = Validation(held_out, run, text, frozen, files)
+        validation = held_out and Validation(held_out, run, text, frozen, files)
         saving = Checkpoints(run, checkpoints, metrics, validation, speed, corrupt, stop)
         hooks = [metrics, profile, saving]
         if run.texts_in_step:
@@ -115,7 +110,12 @@ def _run_stages(
         if begin < stage.end_step:
             with closing(batches(stage, first_sample, begin)) as source:
                 batch = next(source)
-                compiled = _compile(program, frozen, state, batch, stage)
+                start = time.monotonic()
+                compiled = processes.compile_together(program, frozen, state, batch)
+                _log.info(
+                    "step for %d samples of %d pixels compiled in %.1f s",
+                    stage.batch_size, stage.patch_size, time.monotonic() - start,
+                )  # fmt: skip
                 speed.begin()
                 for step in range(begin, stage.end_step):
                     if step > begin:
@@ -141,41 +141,26 @@ def _batches(
 ) -> Generator[dict[str, jax.Array]]:
     """Yields a stage's batches from `step` on, over the mesh; each process reads its own rows."""
     sharding = batch_sharding(run.mesh)
-    rows = processes.own_rows(stage.batch_size, sharding)
-    iterator = iter(
-        stage_batches(
-            index,
-            stage,
-            seed=run.seed,
-            tokenizer=text.tokens.tokenizer,
-            pooled_tokenizer=text.pooled and text.pooled.tokenizer,
-            vague_schedule=run.data.vague,
-            shares=run.data.shares,
-            rows=rows,
-            num_workers=run.data.workers,
-            num_threads=run.data.threads,
-            first_sample=first_sample,
-            first_step=step,
-        )
+    batches = stage_batches(
+        index,
+        stage,
+        seed=run.seed,
+        tokenizer=text.tokens.tokenizer,
+        pooled_tokenizer=text.pooled and text.pooled.tokenizer,
+        vague_schedule=run.data.vague,
+        shares=run.data.shares,
+        rows=processes.own_rows(stage.batch_size, sharding),
+        num_workers=run.data.workers,
+        num_threads=run.data.threads,
+        first_sample=first_sample,
+        first_step=step,
     )
-    with closing(iterator):
+    with closing(iter(batches)) as iterator:
         for batch in iterator:
             corrupt.add(batch.pop("corrupt"))
             if not run.texts_in_step:
                 batch = embed_texts(batch, text)
-            yield processes.place_rows(batch, rows, stage.batch_size, sharding)
-
-
-def _compile(
-    program: Any, frozen: Frozen, state: TrainState, batch: dict[str, jax.Array], stage: Stage
-) -> Any:
-    start = time.monotonic()
-    compiled = processes.compile_together(program, frozen, state, batch)
-    _log.info(
-        "step for %d samples of %d pixels compiled in %.1f s",
-        stage.batch_size, stage.patch_size, time.monotonic() - start,
-    )  # fmt: skip
-    return compiled
+            yield processes.place_rows(batch, stage.batch_size, sharding)
 
 
 def _describe(state: TrainState, files: MetricFiles) -> None:

@@ -1,7 +1,5 @@
 """What a run writes down about itself: `metrics.jsonl`, TensorBoard files and pictures."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from functools import cached_property

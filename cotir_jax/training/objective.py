@@ -36,7 +36,8 @@ def velocity_loss(velocity: jax.Array, noise: jax.Array, latents: jax.Array) -> 
     """Mean squared error to the target velocity `x_0 - x_1`, float32, scalar.
 
     Args:
-      velocity: `[batch, ...]`; noise, latents: same shape.
+      velocity: `[batch, ...]`.
+      noise, latents: x_0 and x_1, same shape.
     """
     target = noise.astype(jnp.float32) - latents.astype(jnp.float32)
     return jnp.square(velocity.astype(jnp.float32) - target).mean()

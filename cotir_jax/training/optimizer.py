@@ -1,7 +1,5 @@
 """The optimizer of the weights and its learning-rate schedule."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,8 +1,6 @@
 """Settings of the training step."""
 
-from __future__ import annotations
-
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ml_collections import ConfigDict
 
@@ -51,7 +49,7 @@ class TrainSettings(NamedTuple):
     trainable: str
 
     @classmethod
-    def read(cls, config: ConfigDict) -> TrainSettings:
+    def read(cls, config: ConfigDict) -> Self:
         """Reads the settings from `config.train` and `config.constraints`."""
         train, constraints = config.train, config.constraints
         same = {name: train[name] for name in cls._fields if name in train}

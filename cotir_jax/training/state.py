@@ -1,7 +1,5 @@
 """The state of training: what changes with every step, and what is frozen."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import flax

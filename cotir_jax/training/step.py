@@ -1,7 +1,5 @@
 """The training step: loss, gradients, primal and dual update."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,11 +1,9 @@
 """How fast training runs: step time, share of the peak, waiting for data, memory."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -29,6 +27,10 @@ _PEAK_FLOPS = {
     "NVIDIA H200": 989e12,
     "NVIDIA GH200": 989e12,
 }
+# Names of our numbers -> of the backend's.
+_MEMORY = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"}
+# What a report may hold, besides the step's own metrics.
+NAMES = ("step_seconds", "samples_per_second", "input_wait", "mfu", *_MEMORY)
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -126,25 +128,13 @@ class Throughput:
         peak = peak_flops(self._devices[0].device_kind)
         if step_flops is not None and peak is not None:
             numbers["mfu"] = step_flops / (seconds * peak * len(self._devices))
-        return numbers | _memory(self._devices)
+        own = [each for each in self._devices if each.process_index == jax.process_index()]
+        stats = [found for device in own if (found := device.memory_stats())]
+        for name, theirs in _MEMORY.items():
+            if stats and all(theirs in device for device in stats):
+                numbers[name] = max(device[theirs] for device in stats) / 1e9
+        return numbers
 
     def close(self) -> None:
+        """Ends the thread that notes when steps end."""
         self._watch.shutdown(wait=False)
-
-
-# What a report may hold, besides the step's own metrics.
-NAMES = (
-    "step_seconds", "samples_per_second", "input_wait", "mfu", "memory_gb", "peak_memory_gb",
-)  # fmt: skip
-
-
-def _memory(devices: list[jax.Device]) -> dict[str, float]:
-    """Reads the memory of the fullest local device, where the backend tells."""
-    own = [device for device in devices if device.process_index == jax.process_index()]
-    stats: list[Mapping[str, int]] = [found for device in own if (found := device.memory_stats())]
-    names = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"}
-    return {
-        ours: max(device[theirs] for device in stats) / 1e9
-        for ours, theirs in names.items()
-        if stats and all(theirs in device for device in stats)
-    }

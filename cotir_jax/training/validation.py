@@ -1,7 +1,5 @@
 """Validation while training: the held-out samples, restored with the current weights."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -59,11 +57,10 @@ class Validation:
         Returns:
           PSNR of the restored pictures (`METRIC`) and of the degraded ones.
         """
-        every = list(range(self._size))
         results = []
         for batch in self._batches:
             inputs = {name: batch[name] for name in ("lq", "text", "empty") if name in batch}
-            placed = processes.place_rows(inputs, every, self._size, self._sharding)
+            placed = processes.place_rows(inputs, self._size, self._sharding)
             arguments = self._frozen, finished.state, placed
             if self._compiled is None:
                 self._compiled = processes.compile_together(self._restore, *arguments)
@@ -72,18 +69,15 @@ class Validation:
         pictures = [np.concatenate(x)[: self._count] for x in (degraded, results, clean)]
         lq, restored, hq = pictures
         scores = {METRIC: mean_psnr(restored, hq), "input_psnr": mean_psnr(lq, hq)}
-        self._show(finished.step, scores, pictures)
-        return scores
-
-    def _show(self, step: int, scores: dict[str, float], pictures: list[np.ndarray]) -> None:
-        self._files.write_scalars(step, scores)
+        self._files.write_scalars(finished.step, scores)
         if processes.is_first():
             said = ", ".join(f"{name} {value:.2f} dB" for name, value in scores.items())
-            _log.info("step %d validation: %s", step, said)
+            _log.info("step %d validation: %s", finished.step, said)
         shown = min(self._run.log.pictures, self._count)
         if shown:
             rows = [side_by_side([each[i] for each in pictures]) for i in range(shown)]
-            self._files.write_pictures(step, "validation", np.stack(rows))
+            self._files.write_pictures(finished.step, "validation", np.stack(rows))
+        return scores
 
     def _read(self, held_out: ShardIndex, text: TextEncoders) -> list[dict[str, Any]]:
         """Reads all samples and embeds their prompts; the first ones fill up the last batch."""
@@ -98,18 +92,15 @@ class Validation:
             vague_schedule=((0, 0.0),),
             num_threads=run.data.threads,
         )
-        return [self._embedded(batch, text) for batch in batches]
-
-    def _embedded(self, batch: Mapping[str, Any], text: TextEncoders) -> dict[str, Any]:
-        embedded = embed_texts(batch, text)
-        out = {
-            "lq": batch["lq"],
-            "hq": batch["hq"],
-            "text": Text(embedded["prompt"].embeddings, embedded.get("pooled")),
-        }
-        if self._run.model.two_passes:
-            out["empty"] = encode_prompts(text, [""] * self._size)
-        return out
+        read = []
+        for batch in batches:
+            embedded = embed_texts(batch, text)
+            out = {"lq": batch["lq"], "hq": batch["hq"]}
+            out["text"] = Text(embedded["prompt"].embeddings, embedded.get("pooled"))
+            if run.model.two_passes:
+                out["empty"] = encode_prompts(text, [""] * self._size)
+            read.append(out)
+        return read
 
 
 def mean_psnr(pictures: np.ndarray, reference: np.ndarray) -> float:

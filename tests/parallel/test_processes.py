@@ -177,7 +177,7 @@ def test_rows_of_part_of_the_mesh(sizes):
     batch = {"a": np.arange(48).reshape(16, 3), "b": np.arange(16)}
     rows = own_rows(16, sharding)
     assert rows == list(range(16))
-    placed = place_rows(batch, rows, 16, sharding)
+    placed = place_rows(batch, 16, sharding)
     for name, array in batch.items():
         expected = jax.device_put(array, sharding)
         for ours, theirs in zip(
