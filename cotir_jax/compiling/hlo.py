@@ -11,13 +11,10 @@ _COLLECTIVES = (
     "all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute",
     "collective-broadcast", "ragged-all-to-all",
 )  # fmt: skip
-_BYTES = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2,
-    "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8, "c64": 8,
-}  # fmt: skip
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][\w\-]*)\(")
-_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+# Number of bits, none for a pred of 8, and shape.
+_ARRAY = re.compile(r"\b(?:pred|[a-z]+(\d+))\[([\d,]*)\]")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations)=\{?(%?[\w.\-]+(?:, ?%[\w.\-]+)*)"
 )
@@ -58,7 +55,8 @@ def collectives(hlo: str, slice_of: Sequence[int] | None = None) -> dict[str, tu
     moved: dict[str, tuple[int, int]] = {}
     for (kind, _), (match, times) in found.items():
         received = int(times * _received(kind, match))
-        if slice_of and _crosses(match.string, slice_of):
+        groups = _groups(match.string)
+        if slice_of and any(len({slice_of[each] for each in group}) > 1 for group in groups):
             kind += " between slices"
         runs, size = moved.get(kind, (0, 0))
         moved[kind] = runs + times, size + received
@@ -136,8 +134,8 @@ def _step(body: Mapping[str, tuple[str, list[str]]], index: int) -> int:
 def _received(kind: str, match: re.Match[str]) -> float:
     """Returns the bytes that a device receives in one run."""
     arrays = [
-        _BYTES.get(dtype, 0) * math.prod(int(side) for side in shape.split(",") if side)
-        for dtype, shape in _ARRAY.findall(match[2])
+        int(bits or 8) / 8 * math.prod(int(side) for side in shape.split(",") if side)
+        for bits, shape in _ARRAY.findall(match[2])
     ]
     if kind == "collective-permute":
         return arrays[0]
@@ -149,13 +147,6 @@ def _received(kind: str, match: re.Match[str]) -> float:
     if kind == "reduce-scatter":
         return (size - 1) * (min(arrays) if started else sum(arrays))
     return share * sum(arrays) * (2 if kind == "all-reduce" else 1)
-
-
-def _crosses(line: str, slice_of: Sequence[int]) -> bool:
-    """Whether a group has devices of several slices."""
-    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}?[,\s]", line)
-    groups = _listed(pairs[0]) if pairs else _groups(line)
-    return any(len({slice_of[device] for device in group}) > 1 for group in groups)
 
 
 def _groups(line: str) -> list[list[int]]:
@@ -175,10 +166,6 @@ def _groups(line: str) -> list[list[int]]:
         order = [int(axis) for axis in iota[4].split(",")] if iota[4] else None
         numbers = np.arange(math.prod(shape)).reshape(shape).transpose(order)
         return numbers.reshape(int(iota[1]), int(iota[2])).tolist()
-    listed = re.search(r"replica_groups=\{(\{.*?\})\}", line)
-    return _listed(listed[1]) if listed else [[0]]
-
-
-def _listed(text: str) -> list[list[int]]:
-    groups = re.findall(r"\{([\d,]+)\}", text)
-    return [[int(device) for device in group.split(",")] for group in groups] or [[0]]
+    listed = re.search(r"(?:replica_groups|source_target_pairs)=\{(\{.*?\})\}", line)
+    groups = re.findall(r"\{([\d,]+)\}", listed[1]) if listed else ["0"]
+    return [[int(device) for device in group.split(",")] for group in groups]

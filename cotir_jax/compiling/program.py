@@ -50,13 +50,9 @@ def memory(compiled: Any) -> Memory:
 
 
 class Compiled(NamedTuple):
-    """A program that was compiled, or that does not fit.
+    """A program (`jax.stages.Compiled`) that was compiled, or None for one that does not fit.
 
-    Attributes:
-      program: `jax.stages.Compiled`, None where it does not fit.
-      memory: of one device.
-      seconds: that compiling took.
-      complaints: of the compiler, about involuntary replication.
+    Complaints are the compiler's, about involuntary replication.
     """
 
     program: Any

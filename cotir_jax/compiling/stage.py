@@ -13,10 +13,10 @@ from cotir_jax.compiling.program import GIB
 from cotir_jax.data.batches import Stage
 from cotir_jax.models import flops
 from cotir_jax.text.encoder import TextEncoder
-from cotir_jax.text.encoders import TextEncoders, with_texts_embedded
+from cotir_jax.text.encoders import TextEncoders
 from cotir_jax.training.config import Run
+from cotir_jax.training.loop import step_program
 from cotir_jax.training.state import Frozen, TrainState
-from cotir_jax.training.step import train_step
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,9 @@ def stage_report(
     arguments = abstract_run.abstract_step(run, *size, text if run.texts_in_step else None)
     frozen, state, batch = arguments
     held = abstract_run.sum_bytes(arguments)
-    compiled = program.compile_program(_lower(run, text, arguments), name, held)
+    with jax.set_mesh(run.mesh):
+        lowered = step_program(run, text, state).lower(*arguments)
+    compiled = program.compile_program(lowered, name, held)
     moved: dict[str, tuple[int, int]] = {}
     xla_flops = None
     if compiled.program is not None:
@@ -118,14 +120,6 @@ def stage_report(
         result["advice"] = advice(run, result, limit)
     _log_stage(name, result, limit)
     return result
-
-
-def _lower(run: Run, text: TextEncoders, arguments: Any) -> jax.stages.Lowered:
-    step_fn = with_texts_embedded(train_step, text) if run.texts_in_step else train_step
-    placement = jax.tree.map(lambda leaf: leaf.sharding, arguments[1])
-    step = jax.jit(step_fn, donate_argnums=1, out_shardings=(placement, None))
-    with jax.set_mesh(run.mesh):
-        return step.lower(*arguments)
 
 
 def _collectives(compiled: program.Compiled, mesh: Mesh) -> dict[str, tuple[int, int]]:

@@ -31,12 +31,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """Steps ``first_step`` to ``end_step - 1`` with one patch size and global batch size."""
+    """Steps ``first_step`` to ``end_step - 1`` with one patch size and global batch size.
+
+    ``first_sample`` is the number of samples before it.
+    """
 
     first_step: int
     end_step: int
     patch_size: int
     batch_size: int
+    first_sample: int = 0
 
 
 def stage_batches(
@@ -51,14 +55,13 @@ def stage_batches(
     rows: Sequence[int] | None = None,
     num_workers: int = 0,
     num_threads: int = 4,
-    first_sample: int = 0,
     first_step: int | None = None,
 ) -> grain.IterDataset[dict[str, Any]]:
     """Reads the batches of a stage, one per step.
 
-    Step s has the sample numbers ``first_sample + (s - stage.first_step) * batch_size`` and on;
-    each process reads the rows that its devices hold. A batch is a function of (seed, step, rows),
-    whatever the workers and threads: a run continues from the number of its step, with other
+    Step s has the sample numbers ``first_sample + (s - first_step) * batch_size`` of the stage and
+    on; each process reads the rows that its devices hold. A batch is a function of (seed, step,
+    rows), whatever the workers and threads: a run continues from the number of its step, with other
     processes and workers too. ``iter()`` of the result prefetches, and has ``close``.
 
     Args:
@@ -74,7 +77,6 @@ def stage_batches(
         num_workers: processes that prepare batches; 0 uses threads of this one. They import the
             main script, which therefore needs its ``if __name__ == "__main__":``.
         num_threads: threads of each of these processes; each prepares a batch at a time.
-        first_sample: sample number at the start of the stage.
         first_step: first step that is read; by default the stage's.
 
     Returns:
@@ -93,7 +95,7 @@ def stage_batches(
     _check_sizes(stage, seed, rows, begin, num_workers, num_threads)
     reader = _SampleReader(
         index, stage, seed, tokenizer, pooled_tokenizer, tuple(vague_schedule),
-        shares_of(index.degradations, shares), rows, first_sample,
+        shares_of(index.degradations, shares), rows,
     )  # fmt: skip
     _allow_unparsed_flags()
     positions = [(step - stage.first_step) * len(rows) for step in (begin, stage.end_step)]
@@ -162,12 +164,11 @@ class _SampleReader:
     vague_schedule: tuple[tuple[int, float], ...]
     shares: tuple[int, ...]
     rows: tuple[int, ...]
-    first_sample: int
     warned: set[int] = field(default_factory=set)  # in each process
 
     def __call__(self, position: int) -> dict[str, Any]:
         step, place = divmod(int(position), len(self.rows))
-        number = self.first_sample + step * self.stage.batch_size + self.rows[place]
+        number = self.stage.first_sample + step * self.stage.batch_size + self.rows[place]
         counts = self.index.counts
         degradation, place = locate(number, seed=self.seed, counts=counts, shares=self.shares)
         start, end = self.index.ranges[degradation].tolist()

@@ -15,10 +15,9 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
@@ -39,29 +38,16 @@ _log = logging.getLogger(__name__)
 _barriers = itertools.count()
 
 
-class Place(NamedTuple):
-    """Where this process stands in a job.
-
-    Attributes:
-      coordinator: host and port of process 0.
-      num_processes: in the job.
-      process_id: of this one, from 0.
-    """
-
-    coordinator: str
-    num_processes: int
-    process_id: int
-
-
 def find_place(
     coordinator: str | None,
     num_processes: int | None,
     process_id: int | None,
     environment: Mapping[str, str],
-) -> Place | None:
+) -> tuple[str, int, int] | None:
     """Reads the place from the flags, or from COTIR_* environment variables where no flag is given.
 
     Returns:
+      Host and port of process 0, number of processes in the job, and the number of this one from 0;
       None where neither says anything.
 
     Raises:
@@ -89,14 +75,14 @@ def find_place(
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise ValueError(f"{next(iter(given))}={address}: expected HOST:PORT of process 0")
-    return Place(address, count, own)
+    return address, count, own
 
 
-def initialize(place: Place | None) -> None:
+def initialize(place: tuple[str, int, int] | None) -> None:
     """Joins the job, before any device is touched.
 
-    Without a place, Cloud TPU metadata and SLURM are asked (by JAX); a machine or job of one
-    process joins nothing.
+    Without a place (see `find_place`), Cloud TPU metadata and SLURM are asked (by JAX); a machine
+    or job of one process joins nothing.
 
     Raises:
       ValueError: when the other processes do not come.
@@ -106,12 +92,12 @@ def initialize(place: Place | None) -> None:
         "shutdown_timeout_seconds": _LAST_SECONDS,
     }
     try:
-        if place is not None and place.num_processes > 1:
+        if place is not None and place[1] > 1:
             jax.distributed.initialize(
                 *place,
                 # Before this, JAX would take the number within a SLURM job for a device's.
                 cluster_detection_method="deactivate",
-                coordinator_bind_address=place.coordinator if _is_loopback(place) else None,
+                coordinator_bind_address=place[0] if _is_loopback(place[0]) else None,
                 **timeouts,
             )
         elif place is None and (_slurm_processes() > 1 or _has_tpu()):
@@ -155,13 +141,6 @@ def compile_together(program: Any, *arguments: Any) -> Any:
     compiled = program.lower(*arguments).compile()
     wait_for_all("compiled")
     return compiled
-
-
-def sum_over_processes(values: np.ndarray) -> np.ndarray:
-    """Adds up each process's `values`; the same result in all."""
-    if jax.process_count() == 1:
-        return values
-    return np.asarray(multihost_utils.process_allgather(values)).sum(axis=0)
 
 
 def own_rows(size: int, sharding: NamedSharding) -> list[int]:
@@ -242,8 +221,8 @@ class _Numbered(absl_logging.PythonFormatter):
         return f"[process {jax.process_index()}] {super().format(record)}"
 
 
-def _is_loopback(place: Place) -> bool:
-    host = place.coordinator.rpartition(":")[0]
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0]
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:

@@ -54,8 +54,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             f"product is {len(devices)} (one of them may be -1)"
         )
     axis_types = (AxisType.Auto,) * len(MESH_AXES)
-    slices = num_slices(devices)
-    if slices == 1:
+    # Other platforms number slices as well, by process.
+    tpus = [device for device in devices if device.platform == "tpu"]
+    slices = len({getattr(device, "slice_index", 0) for device in tpus})
+    if slices <= 1:
         return jax.make_mesh(tuple(shape), MESH_AXES, axis_types=axis_types, devices=devices)
     data, fsdp, tensor = shape
     if data % slices:
@@ -68,13 +70,6 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         (data // slices, fsdp, tensor), (slices, 1, 1), devices
     )
     return Mesh(arranged, MESH_AXES, axis_types=axis_types)
-
-
-def num_slices(devices: Sequence[jax.Device]) -> int:
-    """Counts the TPU slices of the devices; 1 for other platforms."""
-    if devices[0].platform != "tpu":
-        return 1
-    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def shardings(tree: Any, mesh: Mesh, rules: Rules) -> Any:

@@ -22,9 +22,6 @@ from cotir_jax.training.settings import TrainSettings
 # Sections and fields of the config that may change when a run is continued.
 FREE_SECTIONS = ("log", "profile", "checkpoint", "evaluate", "mesh", "sharding_rules")
 FREE_FIELDS = ("data.workers", "data.threads", "data.text_cache_gb")
-_CHOICES = {"text_encoders": ("ahead", "in_step"), "optimizer": ("adamw", "muon")}
-# Sections that a run keeps as they are.
-_SECTIONS = ("data", "bench", "log", "profile", "checkpoint", "evaluate")
 # Fields of `config.bench` that name folders; empty: none.
 _FOLDERS = ("photos", "test_photos", "depth", "rain_masks", "snow_masks")
 
@@ -76,26 +73,22 @@ class Run:
         Raises:
           ValueError: naming the field and what is accepted.
         """
-        named = {"scratch": None, "package": model_folder.PACKAGED / config.model.name}
+        sections = ("data", "bench", "log", "profile", "checkpoint", "evaluate")
         run = cls(
             model=presets.preset(config.model.name, config.model.overrides),
             mesh=make_mesh(dict(config.mesh), devices),
             rules=tuple(config.sharding_rules),
             seed=config.seed,
-            init=named[config.init] if config.init in named else Path(config.init),
+            init=_init_folder(config),
             settings=TrainSettings.read(config),
             per_degradation=config.constraints.per_degradation,
             stages=tuple(read_stages(config)),
             texts_in_step=config.train.text_encoders == "in_step",
-            **{name: FrozenConfigDict(config[name]) for name in _SECTIONS},
+            **{name: FrozenConfigDict(config[name]) for name in sections},
             recorded=json.loads(config.to_json_best_effort()),
         )
-        for name, (one, other) in _CHOICES.items():
-            if config.train[name] not in (one, other):
-                raise ValueError(
-                    f"config.train.{name}={config.train[name]!r}: accepted are {one!r} and "
-                    f"{other!r}"
-                )
+        _check_choice("text_encoders", config.train.text_encoders, ("ahead", "in_step"))
+        _check_choice("optimizer", run.settings.optimizer, ("adamw", "muon"))
         run._check_stages()
         if run.settings.initial_multiplier < 0:
             raise ValueError(
@@ -178,14 +171,14 @@ def read_stages(config: ConfigDict) -> list[Stage]:
     Raises:
       ValueError: for stages that are not in order.
     """
-    stages, first = [], 0
+    stages, first, sample = [], 0, 0
     listed, steps = [tuple(stage) for stage in config.train.stages], config.train.steps
     for end, patch_size, batch_size in listed:
         if end <= first:
             raise ValueError(f"config.train.stages {listed}: last steps must grow")
         if first < steps:
-            stages.append(Stage(first, min(end, steps), patch_size, batch_size))
-        first = end
+            stages.append(Stage(first, min(end, steps), patch_size, batch_size, sample))
+        first, sample = end, sample + (end - first) * batch_size
     if not stages:
         raise ValueError("config.train.steps and config.train.stages give no step to run")
     stages[-1] = dataclasses.replace(stages[-1], end_step=steps)
@@ -220,3 +213,14 @@ def check_workdir(run: Run, workdir: Path) -> None:
     if processes.is_first():
         workdir.mkdir(parents=True, exist_ok=True)
         files.write_text(path, json.dumps(run.recorded, indent=1, sort_keys=True) + "\n")
+
+
+def _init_folder(config: ConfigDict) -> Path | None:
+    named = {"scratch": None, "package": model_folder.PACKAGED / config.model.name}
+    return named[config.init] if config.init in named else Path(config.init)
+
+
+def _check_choice(name: str, value: str, accepted: tuple[str, str]) -> None:
+    if value not in accepted:
+        one, other = map(repr, accepted)
+        raise ValueError(f"config.train.{name}={value!r}: accepted are {one} and {other}")

@@ -3,6 +3,7 @@
 A hook is called with every finished step.
 """
 
+import dataclasses
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from tqdm import tqdm
 
 from cotir_jax.checkpoints.training import TrainingCheckpoints
@@ -50,13 +52,7 @@ class Interrupted(Exception):
 
 
 class Progress:
-    """A bar on a terminal, lines of log elsewhere; of the first process.
-
-    Args:
-      step: number of steps before the first.
-      steps: of the complete run.
-      every: steps between lines.
-    """
+    """A bar on a terminal, a line of log every so many steps elsewhere; of the first process."""
 
     def __init__(self, step: int, steps: int, every: int):
         self._every, self._first = every, processes.is_first()
@@ -159,6 +155,7 @@ class Profile:
             _log.info("profile of steps %d to %d: %s", self._first, self._last, self._folder)
 
 
+@dataclasses.dataclass(eq=False)
 class Checkpoints:
     """Saves every `checkpoint.every` steps, at the end, and where the run is asked to stop.
 
@@ -172,19 +169,16 @@ class Checkpoints:
       stop: whether the run is asked to stop.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        checkpoints: TrainingCheckpoints,
-        metrics: StepMetrics,
-        validate: Callable[[Finished], dict[str, float]] | None,
-        speed: Throughput,
-        corrupt: CorruptCounter,
-        stop: processes.StopRequest,
-    ):
-        self._run, self._checkpoints, self._metrics = run, checkpoints, metrics
-        self._validate, self._speed, self._stop = validate, speed, stop
-        self._corrupt, self._restored = corrupt, (corrupt.seen, corrupt.corrupt)
+    run: Run
+    checkpoints: TrainingCheckpoints
+    metrics: StepMetrics
+    validate: Callable[[Finished], dict[str, float]] | None
+    speed: Throughput
+    corrupt: CorruptCounter
+    stop: processes.StopRequest
+
+    def __post_init__(self) -> None:
+        self._restored = self.corrupt.seen, self.corrupt.corrupt
 
     def __call__(self, finished: Finished) -> None:
         """Saves if it is time.
@@ -193,20 +187,18 @@ class Checkpoints:
           Interrupted: after saving, where a signal arrived.
         """
         step = finished.step
-        stop = self._stop.at(step)
-        due = step % self._run.checkpoint.every == 0 or step == self._run.steps
+        stop = self.stop.at(step)
+        due = step % self.run.checkpoint.every == 0 or step == self.run.steps
         if due or stop:
-            self._metrics.read()
-            with self._speed.paused():
-                scores = self._validate(finished) if due and self._validate else {}
-                self._metrics.files.flush()
-                self._checkpoints.save(step, saved_arrays(finished.state), self._samples(), scores)
+            self.metrics.read()
+            with self.speed.paused():
+                scores = self.validate(finished) if due and self.validate else {}
+                self.metrics.files.flush()
+                # Counts restored from the checkpoint plus those of all processes since then.
+                own = np.subtract((self.corrupt.seen, self.corrupt.corrupt), self._restored)
+                seen, corrupt = map(int, self._restored + process_allgather(own).sum(axis=0))
+                samples = {"seen": seen, "corrupt": corrupt}
+                self.checkpoints.save(step, saved_arrays(finished.state), samples, scores)
         if stop:
-            self._checkpoints.wait()
+            self.checkpoints.wait()
             raise Interrupted(f"asked to stop: saved at step {step}")
-
-    def _samples(self) -> dict[str, int]:
-        """Sample counts restored from the checkpoint plus those of all processes since then."""
-        own = np.subtract((self._corrupt.seen, self._corrupt.corrupt), self._restored)
-        seen, corrupt = map(int, self._restored + processes.sum_over_processes(own))
-        return {"seen": seen, "corrupt": corrupt}

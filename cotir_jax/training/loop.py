@@ -62,13 +62,13 @@ def train(
         )
     text = load_text_encoders(run.init, run.model, run.mesh, run.rules, run.data.text_cache_gb)
     with jax.set_mesh(run.mesh), ExitStack() as stack:
-        frozen, state, placement = create_state(run, run.groups(len(index.degradations)))
+        frozen, state = create_state(run, run.groups(len(index.degradations)))
         closed = lambda opened: stack.enter_context(closing(opened))  # noqa: E731
         checkpoints = closed(TrainingCheckpoints(workdir / "checkpoints", run.checkpoint.keep))
         corrupt = CorruptCounter()
         first = checkpoints.latest_step()
         if first is not None:
-            state = restore_state(checkpoints, first, state, placement)
+            state = restore_state(checkpoints, first, state)
             corrupt = CorruptCounter(**checkpoints.restore_samples(first))
             _log.info("continuing from step %d", first)
         stop = processes.StopRequest()
@@ -85,10 +85,10 @@ def train(
         if run.texts_in_step:
             frozen = frozen._replace(text=encoder_weights(text, run.mesh))
         batches = partial(_batches, run, fresh or index, text, corrupt)
-        state = _run_stages(run, text, frozen, state, placement, batches, speed, hooks)
+        state = _run_stages(run, text, frozen, state, batches, speed, hooks)
         checkpoints.wait()
         corrupt.finish()
-        write_model(run, workdir, checkpoints, frozen, state, placement)
+        write_model(run, workdir, checkpoints, frozen, state)
     return {"step": run.steps, **metrics.last}
 
 
@@ -97,37 +97,46 @@ def _run_stages(
     text: TextEncoders,
     frozen: Frozen,
     state: TrainState,
-    placement: TrainState,
-    batches: Callable[[Stage, int, int], Generator[dict[str, jax.Array]]],
+    batches: Callable[[Stage, int], Generator[dict[str, jax.Array]]],
     speed: Throughput,
     hooks: Sequence[Hook],
 ) -> TrainState:
     """Runs all steps that are left and returns the final state."""
-    step_fn: Any = with_texts_embedded(train_step, text) if run.texts_in_step else train_step
-    program = jax.jit(step_fn, donate_argnums=1, out_shardings=(placement, replicated(run.mesh)))
-    begin, first_sample = int(state.step), 0
-    for stage in run.stages:
-        if begin < stage.end_step:
-            with closing(batches(stage, first_sample, begin)) as source:
-                batch = next(source)
-                start = time.monotonic()
-                compiled = processes.compile_together(program, frozen, state, batch)
-                _log.info(
-                    "step for %d samples of %d pixels compiled in %.1f s",
-                    stage.batch_size, stage.patch_size, time.monotonic() - start,
-                )  # fmt: skip
-                speed.begin()
-                for step in range(begin, stage.end_step):
-                    if step > begin:
-                        with speed.waiting():
-                            batch = next(source)
-                    state, metrics = compiled(frozen, state, batch)
-                    speed.dispatched(metrics)
-                    for hook in hooks:
-                        hook(Finished(step + 1, stage, state, metrics))
-            begin = stage.end_step
-        first_sample += (stage.end_step - stage.first_step) * stage.batch_size
+    program = step_program(run, text, state)
+    begin = int(state.step)
+    for stage in [each for each in run.stages if begin < each.end_step]:
+        begin = max(begin, stage.first_step)
+        with closing(batches(stage, begin)) as source:
+            batch = next(source)
+            start = time.monotonic()
+            compiled = processes.compile_together(program, frozen, state, batch)
+            _log.info(
+                "step for %d samples of %d pixels compiled in %.1f s",
+                stage.batch_size, stage.patch_size, time.monotonic() - start,
+            )  # fmt: skip
+            speed.begin()
+            for step in range(begin, stage.end_step):
+                if step > begin:
+                    with speed.waiting():
+                        batch = next(source)
+                state, metrics = compiled(frozen, state, batch)
+                speed.dispatched(metrics)
+                for hook in hooks:
+                    hook(Finished(step + 1, stage, state, metrics))
     return state
+
+
+def step_program(run: Run, text: TextEncoders, state: TrainState) -> Any:
+    """Returns the jitted training step: (frozen, state, batch) -> (state, metrics).
+
+    Args:
+      run: from `Run.read`.
+      text: the encoders that are part of the step, where the run has it so.
+      state: with the shardings that the new one gets too; its arrays may be abstract.
+    """
+    step_fn: Any = with_texts_embedded(train_step, text) if run.texts_in_step else train_step
+    placement = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(step_fn, donate_argnums=1, out_shardings=(placement, replicated(run.mesh)))
 
 
 def _batches(
@@ -136,7 +145,6 @@ def _batches(
     text: TextEncoders,
     corrupt: CorruptCounter,
     stage: Stage,
-    first_sample: int,
     step: int,
 ) -> Generator[dict[str, jax.Array]]:
     """Yields a stage's batches from `step` on, over the mesh; each process reads its own rows."""
@@ -152,7 +160,6 @@ def _batches(
         rows=processes.own_rows(stage.batch_size, sharding),
         num_workers=run.data.workers,
         num_threads=run.data.threads,
-        first_sample=first_sample,
         first_step=step,
     )
     with closing(iter(batches)) as iterator:

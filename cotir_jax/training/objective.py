@@ -37,7 +37,8 @@ def velocity_loss(velocity: jax.Array, noise: jax.Array, latents: jax.Array) -> 
 
     Args:
       velocity: `[batch, ...]`.
-      noise, latents: x_0 and x_1, same shape.
+      noise: x_0, same shape.
+      latents: x_1, same shape.
     """
     target = noise.astype(jnp.float32) - latents.astype(jnp.float32)
     return jnp.square(velocity.astype(jnp.float32) - target).mean()

@@ -28,17 +28,13 @@ def draw_state(run: Run, groups: int) -> tuple[Frozen, TrainState]:
     return init_state(model, autoencoder, run.settings, run.seed, groups)
 
 
-def create_state(run: Run, groups: int) -> tuple[Frozen, TrainState, TrainState]:
+def create_state(run: Run, groups: int) -> tuple[Frozen, TrainState]:
     """Builds frozen weights and training state directly on the mesh.
 
     Args:
       run: the weights are those of `run.init`, or drawn with its seed.
       groups: of multipliers, see `init_state`.
-
-    Returns:
-      frozen weights, training state, and the state's shardings (same structure).
     """
-
     build: Any = partial(draw_state, run, groups)
     arguments: tuple[Any, ...] = ()
     if run.init is not None:
@@ -52,8 +48,7 @@ def create_state(run: Run, groups: int) -> tuple[Frozen, TrainState, TrainState]
         build, arguments = loaded, (weights,)
     placement = shardings(jax.eval_shape(build, *arguments), run.mesh, run.rules)
     program = jax.jit(build, out_shardings=placement)
-    frozen, state = processes.compile_together(program, *arguments)(*arguments)
-    return frozen, state, placement[1]
+    return processes.compile_together(program, *arguments)(*arguments)
 
 
 def saved_arrays(state: TrainState) -> dict[str, Any]:
@@ -61,32 +56,23 @@ def saved_arrays(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in _SAVED}
 
 
-def restore_state(
-    checkpoints: TrainingCheckpoints, step: int, state: TrainState, placement: TrainState
-) -> TrainState:
+def restore_state(checkpoints: TrainingCheckpoints, step: int, state: TrainState) -> TrainState:
     """Replaces a state's arrays by those of a checkpoint.
 
     Args:
       checkpoints: hold `step`.
       step: the number of finished steps.
-      state: gives structure, shapes and dtypes.
-      placement: the state's shardings.
+      state: gives structure, shapes, dtypes and shardings.
     """
     abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
         saved_arrays(state),
-        saved_arrays(placement),
     )
     return state.replace(**checkpoints.restore(step, abstract))
 
 
 def write_model(
-    run: Run,
-    workdir: Path,
-    checkpoints: TrainingCheckpoints,
-    frozen: Frozen,
-    state: TrainState,
-    placement: TrainState,
+    run: Run, workdir: Path, checkpoints: TrainingCheckpoints, frozen: Frozen, state: TrainState
 ) -> None:
     """Writes the best checkpoint's weights as a model folder, `workdir/model`.
 
@@ -95,7 +81,7 @@ def write_model(
     """
     best = checkpoints.best_step()
     if best is not None and best != checkpoints.latest_step():
-        state = restore_state(checkpoints, best, state, placement)
+        state = restore_state(checkpoints, best, state)
     model = nnx.merge(state.graphdef, evaluation_weights(state), frozen.transformer)
     base = None if run.settings.trainable == "all" else run.init
     notes = {"step": int(state.step), "config": "config.json of the run"}

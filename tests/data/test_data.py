@@ -231,7 +231,7 @@ def test_processes_together_see_what_one_sees(bench, tokenizer_file):
 def test_stages_continue_the_stream(bench, tokenizer_file):
     index = ShardIndex.build(bench)
     whole = list(read_batches(index, tokenizer_file, Stage(0, 6, PATCH, 6)))
-    tail = read_batches(index, tokenizer_file, Stage(2, 6, PATCH, 6), first_sample=12)
+    tail = read_batches(index, tokenizer_file, Stage(2, 6, PATCH, 6, first_sample=12))
     for ours, theirs in zip(tail, whole[2:], strict=True):
         assert_equal(ours, theirs)
 
