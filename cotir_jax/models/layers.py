@@ -20,17 +20,10 @@ REMAT_POLICIES = {
 }
 
 
-def timestep_embedding(
-    timestep: jax.Array, channels: int = 256, time_factor: float = 1000.0
-) -> jax.Array:
-    """Sinusoidal embedding of `[batch]` values, cosines first, longest period 10,000.
-
-    Returns:
-      `[batch, channels]`, float32.
-    """
-    half = channels // 2
-    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = time_factor * timestep.astype(jnp.float32)[:, None] * frequencies
+def timestep_embedding(timestep: jax.Array) -> jax.Array:
+    """Sinusoids of 1000 times `[batch]`, cosines first, longest period 10,000: `[batch, 256]`."""
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(128, dtype=jnp.float32) / 128)
+    angles = 1000.0 * timestep.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 

@@ -144,11 +144,7 @@ def _read_settings(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no file.
-
-    Raises:
-      ValueError: when it is damaged.
-    """
+    """The object in a JSON file, empty where there is no file; a `ValueError` for a damaged one."""
     if not file.is_file():
         return {}
     try:

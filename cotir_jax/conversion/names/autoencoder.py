@@ -51,14 +51,10 @@ def _table(config: AutoencoderConfig, up_from_highest: bool) -> Table:
 def _half(
     side: str, way: str, widths: list[int], count: int, levels: Sequence[int]
 ) -> Iterator[Row]:
-    """Rows of the encoder or the decoder.
+    """Rows of the encoder ("down") or the decoder ("up").
 
-    Args:
-      side: "encoder" or "decoder".
-      way: "down" or "up".
-      widths: channels of the levels, in the order of computation.
-      count: residual blocks of a level.
-      levels: their numbers on disk, in the order of computation.
+    Widths of the levels and their numbers on disk are in the order of computation; each level has
+    `count` residual blocks.
     """
     yield from _conv(f"{side}.conv_in", f"{side}.conv_in")
     for index, (width, level) in enumerate(zip(widths, levels, strict=True)):

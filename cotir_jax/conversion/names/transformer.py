@@ -41,14 +41,7 @@ def single_rows(config: CoTIRConfig, ours: str, *names: str) -> list[Row]:
 def _rows(
     config: CoTIRConfig, column: int, streams: Mapping[str, tuple[str, int]], single: str
 ) -> list[Row]:
-    """All rows.
-
-    Args:
-      config: sizes.
-      column: of the tables.
-      streams: the prefix in a double block, and the column, of each stream.
-      single: the prefix in a single block.
-    """
+    """All rows: from a column of the tables, with prefixes (and columns) in each kind of block."""
     tables, rows = TABLES[config.family], []
     for ours, names in _parameters(config, tables["once"], column):
         if config.guidance_embed or not ours.startswith("guidance_in"):
