@@ -62,13 +62,7 @@ class Compiled(NamedTuple):
 
 
 def compile_program(lowered: Any, name: str, arguments: int) -> Compiled:
-    """Compiles a program.
-
-    Args:
-      lowered: `jax.stages.Lowered`.
-      name: for the log.
-      arguments: their bytes on one device.
-    """
+    """Compiles a `jax.stages.Lowered` whose arguments take so many bytes of one device."""
     _log.info("%s: compiling", name)
     start = time.monotonic()
     with standard_error() as said:

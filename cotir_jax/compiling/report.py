@@ -22,14 +22,10 @@ from cotir_jax.training.config import Run
 
 _log = logging.getLogger(__name__)
 
-# GiB of one device that the compiler lets a program use, and what it wants to know besides the
-# topology's name: v4 and v5p join both cores of a chip into one device.
-_PLATFORMS: dict[str, tuple[float, dict[str, str]]] = {
-    "v4": (30.75, {"chip_config_name": "megacore"}),
-    "v5e": (15.75, {}),
-    "v5p": (95.74, {"chip_config_name": "megacore"}),
-    "v6e": (31.25, {}),
-}
+# GiB of one device that the compiler lets a program use.
+_GIB = {"v4": 30.75, "v5e": 15.75, "v5p": 95.74, "v6e": 31.25}
+# Chips of which both cores are joined into one device.
+_JOINED = ("v4", "v5p")
 # libtpu looks for a TPU host's settings, and locks the chips that another process trains on.
 _LIBTPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -60,7 +56,7 @@ def report(
     """
     start = time.monotonic()
     devices = topology_devices(topology, num_slices)
-    limit = int(_PLATFORMS[topology.split(":")[0]][0] * program.GIB)
+    limit = int(_GIB[topology.split(":")[0]] * program.GIB)
     run = Run.read(config, devices)
     if stage is not None and not 1 <= stage <= len(run.stages):
         raise ValueError(f"--stage={stage}: this run has stages 1 to {len(run.stages)}")
@@ -99,24 +95,23 @@ def topology_devices(topology: str, num_slices: int = 1) -> list[jax.Device]:
       ValueError: for an unknown topology, or where libtpu is missing.
     """
     kind, _, shape = topology.partition(":")
-    if kind not in _PLATFORMS or not re.fullmatch(r"\d+(x\d+)+", shape):
+    if kind not in _GIB or not re.fullmatch(r"\d+(x\d+)+", shape):
         raise ValueError(
-            f"--topology={topology}: expected one of {', '.join(_PLATFORMS)} and a shape, as "
+            f"--topology={topology}: expected one of {', '.join(_GIB)} and a shape, as "
             "v5e:4x4 or v4:2x2x4"
         )
     for variable, value in _LIBTPU.items():
         os.environ.setdefault(variable, value)
     jax.config.update("jax_platforms", "cpu")
     name = f"{'v5' if kind == 'v5p' else kind}:{shape}"
-    options: dict[str, Any] = dict(_PLATFORMS[kind][1])
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if kind in _JOINED else {}
     if num_slices > 1:
         options["num_slices"] = num_slices
     try:
         with program.standard_error():
             return list(topologies.get_topology_desc(name, "tpu", **options).devices)
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--topology={topology}: {reason}") from None
+        raise ValueError(f"--topology={topology}: {str(error).splitlines()[0]}") from None
     except (RuntimeError, ImportError, OSError) as error:
         reason = files.one_line(error, 200)
         raise ValueError(

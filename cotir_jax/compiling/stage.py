@@ -65,7 +65,7 @@ def stage_report(
     """Compiles the step of one stage and says what it takes.
 
     Args:
-      run: from `Run.read`.
+      run: that it belongs to.
       number: of the stage, from 1.
       stage: one of the run's.
       text: abstract encoders.

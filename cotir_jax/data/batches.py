@@ -27,6 +27,8 @@ _SAMPLES_BEFORE_ERROR = 200
 # little of that by default, a worker that finds none left dies, and some stays behind on close().
 _THROUGH_PIPES = grain.experimental.DatasetOptions(min_shm_size=2**62)
 _log = logging.getLogger(__name__)
+# What batches are made of.
+Samples = ShardIndex | FreshSamples
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Stage:
 
 
 def stage_batches(
-    index: ShardIndex | FreshSamples,
+    index: Samples,
     stage: Stage,
     *,
     seed: int,
@@ -156,7 +158,7 @@ def _end_with_parent() -> None:
 class _SampleReader:
     """Position in these rows of a stage -> sample, as a dict of arrays."""
 
-    index: ShardIndex | FreshSamples
+    index: Samples
     stage: Stage
     seed: int
     tokenizer: TextTokenizer

@@ -75,7 +75,7 @@ def crop_pair(
         ValueError: they are smaller than the patch.
     """
     pictures = {"lq.png": lq, "hq.png": hq}
-    images = []
+    images: list[Image.Image] = []
     for name, data in pictures.items():
         with _corrupt_if_unreadable(name):
             images.append(Image.open(io.BytesIO(data)))

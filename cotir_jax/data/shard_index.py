@@ -97,7 +97,12 @@ class ShardIndex:
             ranges=_ranges(counts),
             **arrays,
         )
-        index._check_samples()
+        for name, (start, end) in zip(degradations, index.ranges, strict=True):
+            if not (index.sizes[start:end] >= 0).all(axis=1).any():
+                raise ValueError(
+                    f"{folder / name}: its shards hold no complete sample "
+                    f"(<key>.{', <key>.'.join(FIELDS)}); fetch them again or remove the folder"
+                )
         return index
 
     @property
@@ -164,14 +169,6 @@ class ShardIndex:
 
     def _path(self, sample: int) -> Path:
         return self.folder / self.shards[self.shard[sample]]
-
-    def _check_samples(self) -> None:
-        for name, (start, end) in zip(self.degradations, self.ranges, strict=True):
-            if not (self.sizes[start:end] >= 0).all(axis=1).any():
-                raise ValueError(
-                    f"{self.folder / name}: its shards hold no complete sample "
-                    f"(<key>.{', <key>.'.join(FIELDS)}); fetch them again or remove the folder"
-                )
 
     @classmethod
     def _of_records(cls, folder: Path) -> Self:

@@ -74,13 +74,9 @@ class Progress:
 
 
 class StepMetrics:
-    """Reads a step's metrics while the devices work on the next one; writes their means.
+    """Reads a step's metrics while the devices work on the next one.
 
-    Args:
-      run: its `log.every` steps make one line.
-      files: for the lines.
-      speed: of the steps.
-      progress: shows the newest metrics.
+    Progress shows the newest; means of `log.every` steps are a line in the files.
     """
 
     def __init__(self, run: Run, files: MetricFiles, speed: Throughput, progress: Progress):
@@ -159,14 +155,11 @@ class Profile:
 class Checkpoints:
     """Saves every `checkpoint.every` steps, at the end, and where the run is asked to stop.
 
-    Args:
-      run: for its `checkpoint.every`.
-      checkpoints: where to.
+    Attributes:
       metrics: read before anything is saved, so that a state that is not finite is not.
       validate: scores a step's state by the held-out samples; None where there are none.
       speed: of the steps; saving does not count.
       corrupt: counts the samples that this process reads, on top of those restored.
-      stop: whether the run is asked to stop.
     """
 
     run: Run

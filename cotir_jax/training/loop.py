@@ -14,7 +14,7 @@ from flax import nnx
 
 from cotir_jax.checkpoints.model_folder import load_text_encoders
 from cotir_jax.checkpoints.training import TrainingCheckpoints
-from cotir_jax.data.batches import CorruptCounter, Stage, stage_batches
+from cotir_jax.data.batches import CorruptCounter, Samples, Stage, stage_batches
 from cotir_jax.data.fresh_samples import FreshSamples
 from cotir_jax.data.shard_index import ShardIndex
 from cotir_jax.parallel import processes
@@ -140,12 +140,7 @@ def step_program(run: Run, text: TextEncoders, state: TrainState) -> Any:
 
 
 def _batches(
-    run: Run,
-    index: ShardIndex | FreshSamples,
-    text: TextEncoders,
-    corrupt: CorruptCounter,
-    stage: Stage,
-    step: int,
+    run: Run, index: Samples, text: TextEncoders, corrupt: CorruptCounter, stage: Stage, step: int
 ) -> Generator[dict[str, jax.Array]]:
     """Yields a stage's batches from `step` on, over the mesh; each process reads its own rows."""
     sharding = batch_sharding(run.mesh)

@@ -71,17 +71,8 @@ def init_state(
 ) -> tuple[Frozen, TrainState]:
     """Splits a model into frozen weights and a fresh training state.
 
-    Works on real and on abstract models (under `jax.eval_shape`).
-
-    Args:
-      model: the transformer.
-      autoencoder: gives the latents.
-      settings: see `TrainSettings`.
-      seed: of noise and timesteps.
-      groups: 1, or the number of degradations for multipliers of each.
-
-    Returns:
-      frozen weights, training state.
+    Works on real and on abstract models (under `jax.eval_shape`). The seed is that of noise and
+    timesteps; groups are 1, or the number of degradations for multipliers of each.
     """
     which = trainable_filter(settings.trainable)
     graphdef, trainable, base = nnx.split(model, which, ...)  # type: ignore[misc]

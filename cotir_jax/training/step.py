@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax.contrib
 from einops import rearrange
 from flax import nnx
 
@@ -46,11 +45,9 @@ def loss_fn(
     settings = state.settings
     model: Transformer = nnx.merge(state.graphdef, trainable, frozen.transformer)
     noisy = objective.noisy_latents(inputs["latents"], inputs["noise"], inputs["timestep"])
-    guidance = (
-        jnp.full_like(inputs["timestep"], settings.guidance)
-        if model.config.guidance_embed
-        else None
-    )
+    guidance = None
+    if model.config.guidance_embed:
+        guidance = jnp.full_like(inputs["timestep"], settings.guidance)
     text = Text(inputs["prompt"].embeddings, inputs.get("pooled"))
     out = predict(model, noisy, inputs["condition"], text, inputs["timestep"], guidance)
     velocity_loss = objective.velocity_loss(out.velocity, inputs["noise"], inputs["latents"])

@@ -14,19 +14,11 @@ import jax
 # is one device, of TPU7x two. NVIDIA: data sheets (SXM where not said), half of the sparse figure.
 _PEAK_FLOPS = {
     "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # v5e
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,  # v5p
-    "TPU v6 lite": 918e12,  # v6e
-    "TPU v6e": 918e12,
-    "TPU7x": 2307e12 / 2,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA GH200": 989e12,
-}
+    "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12,  # "TPU v5" is v5p
+    "TPU v6 lite": 918e12, "TPU v6e": 918e12, "TPU7x": 2307e12 / 2,
+    "NVIDIA A100": 312e12, "NVIDIA H200": 989e12, "NVIDIA GH200": 989e12,
+    "NVIDIA H100": 989e12, "NVIDIA H100 PCIe": 756e12, "NVIDIA H100 NVL": 835e12,
+}  # fmt: skip
 # Names of our numbers -> of the backend's.
 _MEMORY = {"memory_gb": "bytes_in_use", "peak_memory_gb": "peak_bytes_in_use"}
 # What a report may hold, besides the step's own metrics.

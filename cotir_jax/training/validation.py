@@ -28,14 +28,8 @@ _log = logging.getLogger(__name__)
 class Validation:
     """The held-out samples and the program that restores them; scores a step's state.
 
-    Every process of a run builds one and calls it, and gets the same result.
-
-    Args:
-      held_out: the samples, cropped to the patch size of the run's last stage.
-      run: says how many samples, and how many pictures to show.
-      text: encodes the prompts.
-      frozen: weights that do not train.
-      files: for scores and pictures.
+    Samples are cropped to the patch size of the run's last stage. Every process of a run builds one
+    and calls it, and gets the same result.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ _SAVED = ("step", "trainable", "opt_state", "multipliers", "dual_state", "key", 
 
 
 def draw_state(run: Run, groups: int) -> tuple[Frozen, TrainState]:
-    """Draws all weights with the run's seed; arguments and results as `create_state`'s."""
+    """Draws all weights with the run's seed; see `init_state`."""
     rngs = nnx.Rngs(run.seed)
     model = Transformer(run.model, rngs=rngs)
     autoencoder = pipeline.make_autoencoder(run.model, rngs=rngs)
@@ -31,9 +31,7 @@ def draw_state(run: Run, groups: int) -> tuple[Frozen, TrainState]:
 def create_state(run: Run, groups: int) -> tuple[Frozen, TrainState]:
     """Builds frozen weights and training state directly on the mesh.
 
-    Args:
-      run: the weights are those of `run.init`, or drawn with its seed.
-      groups: of multipliers, see `init_state`.
+    Weights are those of `run.init`, or drawn with the run's seed; `groups` as in `init_state`.
     """
     build: Any = partial(draw_state, run, groups)
     arguments: tuple[Any, ...] = ()
@@ -57,13 +55,7 @@ def saved_arrays(state: TrainState) -> dict[str, Any]:
 
 
 def restore_state(checkpoints: TrainingCheckpoints, step: int, state: TrainState) -> TrainState:
-    """Replaces a state's arrays by those of a checkpoint.
-
-    Args:
-      checkpoints: hold `step`.
-      step: the number of finished steps.
-      state: gives structure, shapes, dtypes and shardings.
-    """
+    """Replaces a state's arrays by those of a checkpoint; shapes, dtypes and shardings stay."""
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding),
         saved_arrays(state),
