@@ -163,4 +163,4 @@ def test_public_names_are_lazy():
     for name in ("bench", "checkpoints", "data", "models", "scoring", "training"):
         assert getattr(cotir_jax, name) is importlib.import_module(f"cotir_jax.{name}")
     with pytest.raises(AttributeError, match="restorer"):
-        cotir_jax.restorer
+        _ = cotir_jax.restorer

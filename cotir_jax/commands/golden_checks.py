@@ -38,6 +38,7 @@ class Check(NamedTuple):
 
     @property
     def passed(self) -> bool:
+        """Says whether the error is below the limit."""
         return bool(self.error < self.limit)
 
 

@@ -14,6 +14,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line that names the help to read."""
 
     def error(self, message: str) -> NoReturn:
+        """Prints the error on one line and exits with status 2."""
         line = " ".join(message.split())
         print(f"error: {line}; see `{self.prog} --help`", file=sys.stderr)
         sys.exit(2)

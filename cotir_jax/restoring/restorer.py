@@ -89,7 +89,12 @@ class Restorer(LoadedModel):
         Args:
           picture: a file, its bytes, a Pillow picture, a `Photo`, or an array uint8 or uint16
             `[height, width, 3]` (also `[height, width]`, or with alpha `[height, width, 4]`).
-          prompt, num_steps, seed, tile, explain, match_colour: fields of `RestoreOptions`.
+          prompt: what is wrong with it, in words.
+          num_steps: sampling steps; by default the model's own number.
+          seed: of the starting noise.
+          tile: as in `RestoreOptions`.
+          explain: also compute what was wrong with it.
+          match_colour: as in `RestoreOptions`.
           progress: called with how many of how many calls of the program are done.
 
         Raises:
