@@ -192,7 +192,7 @@ def test_floors_follow_what_small_changes_do(monkeypatch, harm):
     meta = {"cot": {"questions": ["", ""]}}
     sample = Sample("", encode_png(hq), encode_png(lq), meta)
     monkeypatch.setattr(nano_floors, "make_sample", lambda *_, **__: sample)
-    restorer = SimpleNamespace(pixels=lambda *_: out)
+    restorer = lambda *_: SimpleNamespace(image=out)  # noqa: E731
     plan = make_plan(degradations="noise", size=64)
     floors = nano_floors.best_floors(restorer, plan, "noise", 1)
     if harm:  # well above the grain, which has 1.3 grey levels in luma, 1.5 in colour

@@ -212,6 +212,7 @@ def test_collectives_between_slices_are_told_apart(groups, crosses):
     assert found == {expected: (1, 2 * (size - 1) / size * 32)}
 
 
+@pytest.mark.slow
 def test_frozen_weights_take_no_gradient_and_no_optimizer_state():
     """From the compiled program's sizes: arguments, results, and what lies between them."""
     overrides = (

@@ -187,8 +187,8 @@ def _assert_restores_like_the_oracle(folder, oracle_folder, model, guidance=0.0)
     noise = np.asarray(jax.random.normal(key, (SIDES[0] // 16, SIDES[1] // 16, 16)))
     expected = _oracle(oracle_folder, model, picture, PROMPT, noise, guidance)
     assert expected.std() > 1  # a flat picture would show nothing
-    # Ours is rounded to 8 bits.
-    np.testing.assert_allclose(restored, expected, atol=0.51)
+    # Ours is rounded to 8 bits: half a level, and what float32 sums in another order add.
+    np.testing.assert_allclose(restored, expected, atol=0.53)
 
 
 @pytest.mark.parametrize("model", MODELS)

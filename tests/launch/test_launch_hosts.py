@@ -192,6 +192,7 @@ def test_libtpu_knows_the_tpu_flags(tmp_path):
     )
     program = fake_python(tmp_path, f"exec {sys.executable} -c {shlex.quote(code)}")
     known = {"PYTHON": program, "TPU_SKIP_MDS_QUERY": "1", "NUM_SLICES": "2"}
+    known["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # another test process may have loaded it
     for extra, ends_well in (("", True), ("--xla_tpu_no_such_flag=true", False)):
         result = train("tpu", LIBTPU_INIT_ARGS=extra, **known)
         assert (result.returncode == 0) == ends_well, result.stderr

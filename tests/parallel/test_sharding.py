@@ -81,6 +81,7 @@ def test_eight_devices_give_the_losses_of_one(optimizer):
     assert moment.addressable_shards[0].data.size == kernel.size // 4
 
 
+@pytest.mark.slow
 def test_micro_batches_give_the_gradient_of_the_whole_batch():
     """Adam hides the gradient's size, so its norm is compared too.
 

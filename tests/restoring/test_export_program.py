@@ -78,6 +78,7 @@ def test_a_model_that_takes_pictures_whole(tmp_path):
     assert np.abs(found - small(picture, seed=4).image).max() > 1
 
 
+@pytest.mark.slow
 def test_the_command_and_its_errors(restorer, tmp_path, capsys):
     command = ["export-program", f"--out={tmp_path / 'a.jax'}", "--size=48x64"]
     cli.main([*command, "--platforms=cpu"])
