@@ -179,7 +179,7 @@ def restore(config: CoTIRConfig, size: int, batch: int, turns: int, mesh) -> dic
             pipeline.to_unit_range(pictures), Text(prompt), key, config.num_steps,
         ))  # fmt: skip
 
-    args = weights, inputs["lq"], inputs["prompt"], jax.random.key(0)
+    args = weights, inputs["lq"], inputs["prompt"].embeddings, jax.random.key(0)
     program, cost = compiled(run, *args)
     times = measure(lambda: jax.block_until_ready(program(*args)), turns)
     return {**times, **cost, "flops": restore_flops(config, batch, size)}
@@ -200,8 +200,8 @@ def velocity(config: CoTIRConfig, size: int, batch: int, turns: int, mesh) -> di
         model = nnx.merge(graphdef, weights)
         return predict(model, latents, condition, Text(prompt), timestep).velocity
 
-    names = ("latents", "condition", "prompt", "timestep")
-    args = weights, *(inputs[name] for name in names)
+    prompt = inputs["prompt"].embeddings
+    args = weights, inputs["latents"], inputs["condition"], prompt, inputs["timestep"]
     program, cost = compiled(run, *args)
     times = measure(lambda: jax.block_until_ready(program(*args)), turns)
     return {**times, **cost, "flops": pass_flops(config, batch, size)}
