@@ -3,8 +3,8 @@
     python -m cotir_jax.main --config=nano --workdir=/tmp/nano
 
 It continues from the packaged weights on photos inside scikit-image, 30 steps of 2 crops. On two
-AVX2 cores it takes 192 s of CPU time from an empty compilation cache, and 6 min 5 s on the clock
-while seven other processes were busy. Result on 31 test pictures, one of each of its kinds, precise
+cores of an AMD EPYC (docs/speed.md, machine D) it takes 1 min 43 s with nothing compiled before,
+evaluation and sheet included. Result on 31 test pictures, one of each of its kinds, precise
 prompts: PSNR 18.36 -> 25.62 dB, SSIM 0.573 -> 0.785; the packaged weights have 25.71 dB and 0.786
 there, so the run shows how training goes and does not improve nano. From nothing:
 `--config.init=scratch`, with more samples and steps (`nano_release`).
